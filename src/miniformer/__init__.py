@@ -35,6 +35,7 @@ _PUBLIC = {
     "GenerationInput": "miniformer.generation.api",
     "SlotDecoder": "miniformer.generation.slots",
     "JSONLinesDataset": "miniformer.data.reading.records",
+    "Mixture": "miniformer.data.reading.mixture",
     "Tokenizer": "miniformer.data.tokenizers.tokenizer",
     "MiniFormerDataModule": "miniformer.data.datamodule",
     "Pipeline": "miniformer.checkpoint.pipeline",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from miniformer.checkpoint.pipeline import Pipeline, load
     from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
     from miniformer.data.datamodule import MiniFormerDataModule
+    from miniformer.data.reading.mixture import Mixture
     from miniformer.data.reading.records import JSONLinesDataset
     from miniformer.data.tokenizers.tokenizer import Tokenizer
     from miniformer.doctor.leaks import assert_no_leaks, find_leaks

@@ -119,8 +119,10 @@ def start_line(config: TrainConfig) -> str:
     if config.resume not in (None, "auto"):
         return f"miniformer {__version__}: resuming {config.resume}"
     paths = config.train_path
-    first = paths if isinstance(paths, str) else f"{paths[0]} and {len(paths) - 1} more"
-    return f"miniformer {__version__}: training for {config.task.replace('_', ' ')} on {first}"
+    if not isinstance(paths, str):
+        first = paths[0]["path"] if isinstance(paths[0], dict) else paths[0]
+        paths = f"{first} and {len(paths) - 1} more" if len(paths) > 1 else first
+    return f"miniformer {__version__}: training for {config.task.replace('_', ' ')} on {paths}"
 
 
 def report_result(result: RunResult, console: Console) -> int:

@@ -13,8 +13,8 @@ from tests.kit import ROOT, run_python, tiny_config
 PUBLIC = {
     "ConfigError", "CrossAttention", "DecoderLayer", "EncoderLayer", "FeedForward",
     "GenerationConfig", "GenerationInput", "JSONLinesDataset", "KVCache",
-    "MiniFormerDataModule", "MiniFormerLitModule", "MultiHeadAttention", "Pipeline",
-    "Seq2SeqTransformer", "SlotDecoder", "Tokenizer",
+    "MiniFormerDataModule", "MiniFormerLitModule", "Mixture", "MultiHeadAttention",
+    "Pipeline", "Seq2SeqTransformer", "SlotDecoder", "Tokenizer",
     "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__",
     "apply_transforms", "assert_no_leaks", "effective_weight", "find_leaks", "from_hf",
     "import_hf", "load", "merge_transforms", "register",
@@ -47,7 +47,7 @@ MODEL_FIELDS = {
     "source_vocab_size": None,
 }  # fmt: skip
 TRAIN_FIELDS = {
-    "test_path", "task_config", "batch_tokens", "streaming", "checkpoint_metric",
+    "test_path", "task_config", "batch_tokens", "batch_order", "streaming", "checkpoint_metric",
     "train_path", "val_path", "task", "model", "model_config", "tokenizer", "batch_size", "seq_len",
     "auto", "source_tokenizer", "init_from", "pretrain", "model_size",
     "lr", "weight_decay", "scheduler", "warmup_steps", "max_epochs", "max_steps", "max_time",

@@ -1,15 +1,19 @@
-"""Runs with plugged-in batch orders resume bit-exactly after a kill, as in `test_resume_kinds`."""
+"""Runs with batch orders and mixtures resume bit-exactly after a kill."""
 
 import contextlib
+import dataclasses
+import io
 
 import pytest
 import torch
+from rich.console import Console
 
+from miniformer.config import UserError
 from miniformer.data.batching import chunks
 from miniformer.training.resume.config import resume_config
 from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 from miniformer.training.run import train
-from tests.e2e.test_resume_kinds import LARGE, Stop, Stopped, left_by, settings
+from tests.e2e.test_resume_kinds import LARGE, MODEL, Stop, Stopped, left_by, settings
 from tests.kit.plugins import registered
 
 RUNS = {
@@ -18,7 +22,26 @@ RUNS = {
     "poisson": {"limits": {}, "batch_order": {"type": "poisson", "q": 0.2}, "seq_len": 16},
     "empty batches": {"limits": {}, "batch_order": {"type": "poisson", "q": 0.02}, "seq_len": 16,
                       "optimizer": "adamw"},
+    "mixture": {"limits": {}, "weights": (1, 4), "seq_len": 16, "batch_size": 2,
+                "batch_order": "reverse"},
+    "large mixture": {"limits": LARGE, "weights": (5, 1), "task": "classification",
+                      "num_workers": 1},
 }  # fmt: skip
+
+
+def run_settings(folder, name, **changes):
+    """Settings of a run; with `weights`, the training data is a mixture of its two halves."""
+    weights = changes.pop("weights", None)
+    config = settings(folder, name, **changes)
+    if weights is None:
+        return config
+    lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    sources = []
+    for part, weight in enumerate(weights):
+        path = folder / f"part-{part}.jsonl"
+        path.write_text("".join(lines[15 * part : 15 * part + 15]))
+        sources.append({"path": str(path), "weight": weight})
+    return dataclasses.replace(config, train_path=sources)
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +56,9 @@ def test_run_with_plugged_in_data_resumes_bit_exactly(tmp_path, monkeypatch, kin
     changes = {"max_steps": 11, **RUNS[kind]}
     for name, value in changes.pop("limits").items():
         monkeypatch.setattr(chunks, name, value)
-    train(settings(tmp_path, "whole", **changes))
+    train(run_settings(tmp_path, "whole", **changes))
     with contextlib.suppress(Stopped):
-        train(settings(tmp_path, "killed", **changes), callbacks=[Stop(8)])
+        train(run_settings(tmp_path, "killed", **changes), callbacks=[Stop(8)])
     state = read_checkpoint_metadata(latest_checkpoint(tmp_path / "killed"))
     assert state["step"] == 6
     train(resume_config(tmp_path / "killed", {}))
@@ -44,3 +67,17 @@ def test_run_with_plugged_in_data_resumes_bit_exactly(tmp_path, monkeypatch, kin
         assert killed[part] == left, part
     if kind == "curriculum":
         assert state["data"]["order"]["num_served"] > 0
+
+
+@pytest.mark.catches("changed_weights_are_not_noticed")
+def test_resume_refuses_other_weights_of_sources(tmp_path):
+    config = run_settings(
+        tmp_path, "run", max_steps=2, weights=(1, 4), model_config={**MODEL, "n_layers": 1}
+    )
+    out = io.StringIO()
+    train(config, console=Console(file=out, width=200))
+    assert "epoch: 30 records: 6 of" in out.getvalue()
+    assert "part-0.jsonl (0.4 times each of its 15), 24 of" in out.getvalue()
+    sources = [{**source, "weight": 1} for source in config.train_path]
+    with pytest.raises(UserError, match=r"has changed: it had 30 records, .* weights 1 of 15 reco"):
+        train(resume_config(tmp_path / "run", {"train_path": sources, "max_steps": 4}))

@@ -109,7 +109,7 @@ def padding_counts_as_tokens(original):
 @fault("miniformer.data.batching.chunks:RecordChunks._chunk_indices")
 def large_files_are_read_in_order(original):
     """Data read on demand has the order of the file in each epoch."""
-    return lambda self, rng: original(self, None)
+    return lambda self, rng, epoch: original(self, None, epoch)
 
 
 @fault("miniformer.data.batching.chunks:RecordChunks.__getitem__")
@@ -442,7 +442,9 @@ def a_pass_begins_with_its_first_pool(original):
 @fault("miniformer.data.batching.chunks:StreamChunks.iter_epoch")
 def a_resumed_stream_leaves_out_a_pool(original):
     """A resumed stream skips the current chunk."""
-    return lambda self, rng, start_chunk=0: original(self, rng, start_chunk + (start_chunk > 0))
+    return lambda self, rng, start_chunk=0, epoch=0: original(
+        self, rng, start_chunk + (start_chunk > 0)
+    )
 
 
 @fault("miniformer.data.selection:RecordSubset.location")

@@ -29,7 +29,7 @@ def order_resumes_from_the_state_after_its_plan(original):
 @fault("miniformer.data.batching.loader:BatchLoader._batch_of_rank")
 def ranks_of_an_order_get_the_same_batches(original):
     """Each rank gets the first batch of a turn."""
-    return lambda self, batches: original(self, [batches[0]] * len(batches))
+    return lambda self, rank_batches: original(self, [rank_batches[0]] * len(rank_batches))
 
 
 @fault("miniformer.data.batching.order:OrderedBatchLoader._plan")
@@ -42,3 +42,43 @@ def batch_without_rows_is_counted(original):
         return plans
 
     return plan
+
+
+@fault("miniformer.data.reading.mixture:MixtureShares.draws_per_epoch")
+def weights_of_sources_are_ignored(original):
+    """Each source is drawn as often as it has records."""
+
+    def draws_per_epoch(self):
+        import numpy as np
+
+        return np.bincount(self.source_of, minlength=len(self.weights))
+
+    return draws_per_epoch
+
+
+@fault("miniformer.data.reading.mixture:MixtureShares.draw")
+def mixture_repeats_records_before_all_are_drawn(original):
+    """Each epoch draws the first records of the order again."""
+    return lambda self, seed, epoch: original(self, seed, 0)
+
+
+@fault("miniformer.data.batching.columnar:ColumnarStore.take")
+def drawn_examples_are_the_first_ones(original):
+    """Drawn examples are those at the beginning."""
+
+    def take(self, indices):
+        import numpy as np
+
+        return original(self, np.arange(len(indices)) % len(self))
+
+    return take
+
+
+@fault("miniformer.training.resume.config:dataset_fingerprint")
+def changed_weights_are_not_noticed(original):
+    """The facts of a mixture do not have its weights."""
+
+    def dataset_fingerprint(records):
+        return {name: x for name, x in original(records).items() if name != "mixture"}
+
+    return dataset_fingerprint

@@ -130,8 +130,15 @@ class Poisson(BatchOrder):
         return plans
 
 
+class Reverse(BatchOrder):
+    """The batches of the default order from the last to the first one."""
+
+    def plan(self, context):
+        return context.plan_batches()[::-1]
+
+
 COMPONENTS = {
-    "batch_order": {"short_first": ShortFirst, "poisson": Poisson},
+    "batch_order": {"reverse": Reverse, "short_first": ShortFirst, "poisson": Poisson},
     "transform": {"lora": lora, "int8_layers": int8_layers, "store_int8": store_int8},
     "weight_storage": {"int8": Int8Storage},
 }

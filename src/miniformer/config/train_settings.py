@@ -10,6 +10,7 @@ from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.config.strict import StrictConfig, option
 from miniformer.utils.columns import column_problems
 from miniformer.utils.names import name_problem
+from miniformer.utils.sources import source_problems
 from miniformer.utils.units import parse_bytes
 
 # A path of data that a Python program passed as records.
@@ -24,7 +25,9 @@ class DataSettings(StrictConfig):
     Args:
         train_path: training data: .jsonl, .csv, .tsv, .parquet, .arrow, .json, .conllu, .conll, a
             folder of Hugging Face datasets, or .txt for language modeling; .gz and .zst are
-            decompressed; a glob such as 'data/*.jsonl', or a list of paths.
+            decompressed; a glob such as 'data/*.jsonl', or a list of paths; or sources of which
+            records are drawn by weight: [{"path": "a.jsonl", "weight": 3}, {"path": "b/*.jsonl",
+            "weight": 1}].
         val_path: validation data in the same formats; null: see val_share.
         test_path: test data, evaluated with the best checkpoint at the end; null: no test.
         task: task, with the fields of its records: language_modeling {"text"}, masked_lm {"text"},
@@ -57,7 +60,7 @@ class DataSettings(StrictConfig):
 
     heading: ClassVar[str] = "data"
 
-    train_path: list[str] | str = option("")
+    train_path: list[str | dict[str, Any]] | str = option("")
     val_path: list[str] | str | None = option(None)
     test_path: list[str] | str | None = option(None)
     task: str = option("language_modeling", kind="task")
@@ -70,6 +73,12 @@ class DataSettings(StrictConfig):
     batch_order: dict[str, Any] | str | None = option(None, kind="batch_order", paths=True)
     num_workers: int = option(0, low=0)
     streaming: bool = option(False)
+
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        if not isinstance(self.train_path, str) or self.train_path[:1] in ("{", "["):
+            problems += source_problems("train_path", self.train_path)
+        return problems
 
 
 @dataclasses.dataclass(frozen=True)

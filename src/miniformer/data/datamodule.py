@@ -18,12 +18,14 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import Batcher, BatchLoader
 from miniformer.data.reading.files import DataFiles
 from miniformer.data.reading.mapping import FieldMapping
+from miniformer.data.reading.mixture import Mixture
 from miniformer.data.reading.records import Record, Records, RecordSequence, as_records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.reading.streaming import stream_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.utils.sources import has_weights
 
-DataSource = DataFiles | Records | RecordSequence
+DataSource = DataFiles | Records | RecordSequence | Mixture
 
 
 class DataTask(rules.FittableTask, Protocol):
@@ -52,7 +54,8 @@ class MiniFormerDataModule(L.LightningDataModule):
     `task` to the training data, such as its classes.
 
     Args:
-        train_path: training data: files (see `JSONLinesDataset`), or records in memory.
+        train_path: training data: files (see `JSONLinesDataset`), records in memory, or several
+            sources with weights (see `Mixture`).
         tokenizer: the tokenizer; None: the data has vectors instead of text.
         val_path: validation data, or None.
         test_path: test data, or None.
@@ -208,7 +211,8 @@ class MiniFormerDataModule(L.LightningDataModule):
             batch_tokens=self.batch_tokens,
             training=training,
         )
-        trainer, is_ordered = self.trainer, training and self.order is not None
+        trainer, differ = self.trainer, getattr(self.chunks[split], "epochs_differ", False)
+        is_ordered = training and (self.order is not None or differ)
         make_loader: Any = self._ordered_loader if is_ordered else BatchLoader
         loader: BatchLoader = make_loader(
             self.chunks[split],
@@ -230,18 +234,27 @@ class MiniFormerDataModule(L.LightningDataModule):
     def _record_chunks(self, split: str, records: Records, num_workers: int = 0) -> RecordChunks:
         progress = None if self.progress is None else partial(self.progress, f"encoding {split}")
         whole_epochs = split == "train" and self.order is not None and self.order.whole_epochs
-        return RecordChunks(
+        make_chunks: Any = RecordChunks
+        if split == "train" and records.mixture is not None:
+            from miniformer.data.batching.mixture_chunks import MixtureChunks
+
+            make_chunks = partial(MixtureChunks, seed=self.seed)
+        chunks: RecordChunks = make_chunks(
             records.with_schema(self.task.schema),
             self._encode,
             num_workers=num_workers,
             keep_in_memory=True if whole_epochs else None,
             progress=progress,
         )
+        return chunks
 
     def _stream_chunks(self) -> StreamChunks:
         source = self.train_path
-        if not isinstance(source, (str, Path, list)):
-            raise UserError("streaming reads files or '-' (standard input); name one as train_path")
+        if not isinstance(source, (str, Path, list)) or has_weights(source):
+            raise UserError(
+                "streaming reads files or '-' (standard input), without weights; name one as "
+                "train_path"
+            )
         if self.order is not None and self.order.whole_epochs:
             name = type(self.order).__name__
             raise UserError(f"batch_order: {name} needs whole epochs; leave streaming out")

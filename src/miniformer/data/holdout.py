@@ -6,11 +6,13 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from miniformer.config import UserError
+from miniformer.data.reading.mixture import split_mixture
 from miniformer.data.reading.records import InMemoryRecords, Record, Records
 from miniformer.data.selection import RecordSubset
 
@@ -41,7 +43,8 @@ def hold_out(records: Records, share: float) -> tuple[Records, Records]:
 
     Plain text is divided at a line end: validation is its last part. Of records, those with equal
     inputs are in the same part, and classes have the same shares in both. Which records are set
-    aside depends on their inputs alone, not on their order or on the seed of a run.
+    aside depends on their inputs alone, not on their order or on the seed of a run. A mixture with
+    plain text is divided source by source.
 
     Args:
         records: the training data.
@@ -50,6 +53,8 @@ def hold_out(records: Records, share: float) -> tuple[Records, Records]:
     Raises:
         UserError: too few records, or all inputs are equal.
     """
+    if records.mixture is not None and any(part.is_plain_text for part in records.parts):  # type: ignore[attr-defined]
+        return split_mixture(records, partial(hold_out, share=share))
     if records.is_plain_text:
         return _split_text(records, share)
     if len(records) < MIN_RECORDS:

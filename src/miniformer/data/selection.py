@@ -22,7 +22,7 @@ class RecordSubset(Records):
         self.records, self.indices = records, indices
         self.name, self.files, self.mapping = records.name, records.files, records.mapping
         self.schema, self.is_plain_text = records.schema, records.is_plain_text
-        self.mapping = records.mapping
+        self.mixture = None if records.mixture is None else records.mixture.take(indices)
 
     @property
     def sizes(self) -> np.ndarray:

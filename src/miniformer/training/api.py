@@ -17,6 +17,7 @@ from miniformer.training.isolation import isolated_run
 from miniformer.training.resume.config import AUTO, resume_config
 from miniformer.training.run import train as train_config
 from miniformer.training.setup.builders import CallbackOrFactory
+from miniformer.utils.sources import has_weights
 
 if TYPE_CHECKING:
     from miniformer.checkpoint.pipeline import Pipeline
@@ -129,6 +130,8 @@ def _run(
 
 def _as_path(source: Any) -> Any:
     """The path or paths of `TrainConfig`, or its mark of records in memory."""
+    if has_weights(source):
+        return [{**item, "path": _as_path(item["path"])} for item in source]
     items = source if isinstance(source, list | tuple) and len(source) else [source]
     if not all(isinstance(item, str | os.PathLike) for item in items):
         return IN_MEMORY

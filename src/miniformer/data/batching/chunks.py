@@ -34,7 +34,7 @@ class ChunkSource(Protocol):
         """Chunks per epoch; None: not known before its end."""
 
     def iter_epoch(
-        self, rng: np.random.Generator | None, start_chunk: int = 0
+        self, rng: np.random.Generator | None, start_chunk: int = 0, epoch: int = 0
     ) -> Iterator[ColumnarStore]:
         """Chunks of one epoch from `start_chunk`; without `rng`, in the order of the file."""
 
@@ -86,14 +86,14 @@ class RecordChunks:
         return len(self.records)
 
     def iter_epoch(
-        self, rng: np.random.Generator | None, start_chunk: int = 0
+        self, rng: np.random.Generator | None, start_chunk: int = 0, epoch: int = 0
     ) -> Iterator[ColumnarStore]:
         """See `ChunkSource.iter_epoch`."""
         if self.in_memory is not None:
             if not start_chunk:
                 yield self.in_memory  # not shuffled: its batches are
             return
-        chunk_indices = self._chunk_indices(rng)[start_chunk:]
+        chunk_indices = self._chunk_indices(rng, epoch)[start_chunk:]
         if self.num_workers:
             chunks: Iterable[ColumnarStore | UserError] = DataLoader(
                 self,  # type: ignore[arg-type]  # has the methods of a Dataset
@@ -122,7 +122,7 @@ class RecordChunks:
         except UserError as error:
             return error
 
-    def _chunk_indices(self, rng: np.random.Generator | None) -> list[np.ndarray]:
+    def _chunk_indices(self, rng: np.random.Generator | None, epoch: int) -> list[np.ndarray]:
         """Record indices of each chunk."""
         count = len(self.records)
         order = np.arange(count, dtype=np.uint32 if count < 2**32 else np.int64)
@@ -157,7 +157,7 @@ class StreamChunks:
         self.iter_records, self.encode_fn, self.chunk_size = iter_records, encode_fn, chunk_size
 
     def iter_epoch(
-        self, rng: np.random.Generator | None, start_chunk: int = 0
+        self, rng: np.random.Generator | None, start_chunk: int = 0, epoch: int = 0
     ) -> Iterator[ColumnarStore]:
         """See `ChunkSource.iter_epoch`."""
         records = islice(self.iter_records(), start_chunk * self.chunk_size, None)

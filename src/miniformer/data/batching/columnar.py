@@ -69,6 +69,19 @@ class ColumnarStore:
             for name, values in self.columns.items()
         }
 
+    def take(self, indices: np.ndarray) -> ColumnarStore:
+        """Store of the examples at `indices`, int [n], with repetitions."""
+        columns, offsets = {}, {}
+        for name, values in self.columns.items():
+            if name not in self.offsets:
+                columns[name] = values[indices]
+                continue
+            lengths = self.lengths(name)[indices]
+            offsets[name] = np.cumsum([0, *lengths])
+            shift = np.repeat(self.offsets[name][indices] - offsets[name][:-1], lengths)
+            columns[name] = values[np.arange(offsets[name][-1]) + shift]
+        return ColumnarStore(columns, offsets)
+
     def lengths(self, name: str) -> np.ndarray:
         """Lengths of the arrays in a column, int64 [n]."""
         return np.diff(self.offsets[name])

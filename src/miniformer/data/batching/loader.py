@@ -132,7 +132,7 @@ class BatchLoader:
         epoch, chunk_index, batch_index = position["epoch"], position["pool"], position["batch"]
         if self.chunks.num_chunks is None:
             return None
-        chunk = next(iter(self.chunks.iter_epoch(self._rng(epoch), chunk_index)))
+        chunk = next(iter(self.chunks.iter_epoch(self._rng(epoch), chunk_index, epoch)))
         if "record" not in chunk.columns:
             return None
         plan = self._plan(chunk, epoch, chunk_index)[batch_index]
@@ -160,7 +160,7 @@ class BatchLoader:
     ) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Batches of all ranks, from a position."""
         examples = 0
-        chunks = self.chunks.iter_epoch(self._rng(epoch), start_chunk)
+        chunks = self.chunks.iter_epoch(self._rng(epoch), start_chunk, epoch)
         for chunk_index, chunk in enumerate(chunks, start_chunk):
             plans = self._plan(chunk, epoch, chunk_index) if len(chunk) else []
             for index, plan in enumerate(islice(plans, start_batch, None), start_batch):

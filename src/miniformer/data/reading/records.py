@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, groupby
 from operator import index as integer
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
@@ -30,6 +30,10 @@ from miniformer.data.reading.index import IndexedFile
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.parsing import DataError, Record, RecordError, check_record
 from miniformer.data.reading.schema import Schema, compile_schema
+from miniformer.utils.sources import has_weights
+
+if TYPE_CHECKING:
+    from miniformer.data.reading.mixture import Mixture
 
 __all__ = [
     "JSONLinesDataset",
@@ -56,6 +60,7 @@ class Records:
         is_plain_text: true for text blocks of `.txt` files.
         mapping: the columns of the fields. That of text tables has the kinds of their columns, so
             that later files can be read alike.
+        mixture: `MixtureShares` of records that are drawn by the weights of their sources.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Records:
     schema: Schema
     is_plain_text = False
     mapping = FieldMapping()
+    mixture: Any = None
 
     @property
     def sizes(self) -> np.ndarray:
@@ -305,7 +311,7 @@ class InMemoryRecords(Records):
 
 
 def as_records(
-    source: DataFiles | Records | RecordSequence,
+    source: DataFiles | Records | RecordSequence | Mixture,
     schema: Schema | None = None,
     *,
     mapping: FieldMapping | None = None,
@@ -315,7 +321,8 @@ def as_records(
 
     Args:
         source: paths as in `JSONLinesDataset`, or records in memory: a list of dicts, a pandas or
-            polars frame, a pyarrow table, a Hugging Face `Dataset`, or another sequence of dicts.
+            polars frame, a pyarrow table, a Hugging Face `Dataset`, or another sequence of dicts;
+            or several sources with weights: a `Mixture`, or a list of {"path": ..., "weight": ...}.
         schema: required fields and their checks; None: the records' own schema, or a text.
         mapping: columns of the fields; None: they have the names of the fields, or those of the
             `Records`.
@@ -330,6 +337,10 @@ def as_records(
     items = source if isinstance(source, (list, tuple)) else [source]
     if all(isinstance(item, (str, os.PathLike)) for item in items):
         return JSONLinesDataset(source, schema, mapping=mapping, **options)  # type: ignore[arg-type]
+    from miniformer.data.reading.mixture import Mixture, mix_records
+
+    if isinstance(source, Mixture) or has_weights(source):
+        return mix_records(source, schema, mapping, **options)  # type: ignore[arg-type]
     if is_frame(source):
         source = open_frame(source, mapping or FieldMapping(), schema)
     if isinstance(source, Mapping):

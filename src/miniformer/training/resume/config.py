@@ -137,9 +137,14 @@ def resolve_resume(config: TrainConfig, earlier: Path | None) -> tuple[TrainConf
     return config, checkpoint
 
 
-def dataset_fingerprint(records: Records | None) -> dict[str, int]:
+def dataset_fingerprint(records: Records | None) -> dict[str, Any]:
     """Number of records and bytes of the training data, to detect changes; None: a stream."""
-    return {} if records is None else {"records": len(records), "bytes": int(records.n_bytes)}
+    facts: dict[str, Any] = {}
+    if records is not None:
+        facts = {"records": len(records), "bytes": int(records.n_bytes)}
+        if records.mixture is not None:
+            facts["mixture"] = records.mixture.fingerprint()
+    return facts
 
 
 def check_same_data(records: Records | None, checkpoint: Path) -> None:
@@ -157,6 +162,8 @@ def check_same_data(records: Records | None, checkpoint: Path) -> None:
         )
 
 
-def _describe(fingerprint: dict[str, int] | None) -> str:
+def _describe(fingerprint: dict[str, Any] | None) -> str:
     """The values of a `dataset_fingerprint`, such as 120 records, 10,997 bytes."""
-    return ", ".join(f"{number:,} {name}" for name, number in (fingerprint or {}).items()) or "none"
+    values = {**(fingerprint or {})}
+    mixture = [values.pop("mixture")] if "mixture" in values else []
+    return ", ".join([*(f"{x:,} {name}" for name, x in values.items()), *mixture]) or "none"

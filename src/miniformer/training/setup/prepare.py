@@ -129,6 +129,7 @@ def prepare(
                 task = fit_classes(task, records)
             records, held_out = hold_out_validation(settings, records, checkpoint)
             task = fit_task(task, records)
+            settings.resolved += [] if records.mixture is None else [records.mixture.setting()]
         elif config.val_path is None and config.val_share is None:
             reason = "a part of a stream cannot be set aside; name a val_path"
             settings.apply([ResolvedSetting("val_share", 0.0, reason)])

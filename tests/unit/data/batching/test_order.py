@@ -133,7 +133,10 @@ def test_order_that_needs_whole_epochs_holds_data_in_memory(monkeypatch, tmp_pat
 
 def test_order_settings_are_checked():
     for setting, problem in (
-        ("nearest", "batch_order: unknown batch order 'nearest'; known: short_first, poisson"),
+        (
+            "nearest",
+            "batch_order: unknown batch order 'nearest'; known: reverse, short_first, poisson",
+        ),
         ({}, "batch_order must be a name, or an object with a name as type"),
         ({"type": 3}, "batch_order must be a name, or an object with a name as type"),
         (["poisson"], "batch_order must be an object or a string or null"),
