@@ -18,12 +18,11 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import Batcher, BatchLoader
 from miniformer.data.reading.files import DataFiles
 from miniformer.data.reading.mapping import FieldMapping
-from miniformer.data.reading.mixture import Mixture
+from miniformer.data.reading.mixture import Mixture, as_mixture
 from miniformer.data.reading.records import Record, Records, RecordSequence, as_records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.reading.streaming import stream_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.utils.sources import has_weights
 
 DataSource = DataFiles | Records | RecordSequence | Mixture
 
@@ -97,7 +96,8 @@ class MiniFormerDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.task: Any = registry.get("task", task)() if isinstance(task, str) else task
-        self.train_path, self.val_path, self.test_path = train_path, val_path, test_path
+        self.train_path = as_mixture(train_path) if isinstance(train_path, list) else train_path
+        self.val_path, self.test_path = val_path, test_path
         self.mapping = mapping
         self.tokenizer, self.seq_len = tokenizer, seq_len
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
@@ -250,7 +250,7 @@ class MiniFormerDataModule(L.LightningDataModule):
 
     def _stream_chunks(self) -> StreamChunks:
         source = self.train_path
-        if not isinstance(source, (str, Path, list)) or has_weights(source):
+        if not isinstance(source, (str, Path, list)):
             raise UserError(
                 "streaming reads files or '-' (standard input), without weights; name one as "
                 "train_path"

@@ -20,6 +20,7 @@ from miniformer.checkpoint.artifacts import MODEL_CLASSES, get_model_kind, read_
 from miniformer.config import UserError
 from miniformer.data.folds import fold_numbers
 from miniformer.data.reading.mapping import FieldMapping
+from miniformer.data.reading.mixture import as_mixture
 from miniformer.data.reading.records import as_records
 from miniformer.data.selection import RecordSubset
 from miniformer.evaluation.run_batches import BatchSettings, run_batches
@@ -199,7 +200,7 @@ def _read_records(
 ) -> tuple[Records, np.ndarray]:
     """All training records, and the fold of each; see `train` for records in memory."""
     mapping = FieldMapping.from_settings(config)
-    source = (in_memory or {}).get("train_path", config.train_path)
+    source = as_mixture((in_memory or {}).get("train_path", config.train_path))
     records = as_records(source, task.schema, mapping=mapping)
     return records, fold_numbers(records, config.folds or 0, config.seed)
 

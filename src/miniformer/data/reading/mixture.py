@@ -20,7 +20,7 @@ from miniformer.config.resolved import ResolvedSetting
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.records import Record, RecordError, Records, as_records
 from miniformer.data.reading.schema import Schema
-from miniformer.utils.sources import source_problems, weight_problem
+from miniformer.utils.sources import has_weights, source_problems, weight_problem
 
 _STREAM = 1_835_628_660  # of random numbers, apart from those of batches
 
@@ -39,6 +39,14 @@ class Mixture:
     def __init__(self, sources: Sequence[tuple[Any, float]]) -> None:
         self.sources = [source for source, _ in sources]
         self.weights = [float(weight) for _, weight in _checked(sources)]
+
+    def open_records(self, schema: Schema, mapping: FieldMapping | None, **options: Any) -> Records:
+        """Records of all sources; see `as_records`."""
+        parts = []
+        for source in self.sources:
+            parts.append(as_records(source, schema, mapping=mapping, **options))
+            mapping = parts[-1].mapping  # tables have the types of columns of the first one
+        return MixtureRecords(parts, self.weights)
 
 
 def _checked(sources: Sequence[tuple[Any, float]]) -> Sequence[tuple[Any, float]]:
@@ -176,27 +184,18 @@ class MixtureRecords(Records):
         return part_of, rows - np.concatenate([[0], self._ends])[part_of]
 
 
-def mix_records(
-    source: Mixture | Sequence[Any],
-    schema: Schema | None,
-    mapping: FieldMapping | None,
-    **options: Any,
-) -> Records:
-    """Records of a `Mixture`, or of a list of objects with path and weight; see `as_records`.
+def as_mixture(source: Any) -> Any:
+    """A `Mixture` of a list of objects with path and weight; any other source as it is.
 
     Raises:
-        UserError: a weight is invalid, or a source cannot be read.
+        UserError: an item is invalid.
     """
-    if not isinstance(source, Mixture):
-        items = [{**item, "path": _plain(item["path"])} for item in source]
-        if problems := source_problems("train_path", items):
-            raise UserError("; ".join(problems))
-        source = Mixture([(item["path"], item["weight"]) for item in items])
-    parts = []
-    for part in source.sources:
-        parts.append(as_records(part, schema, mapping=mapping, **options))
-        mapping = parts[-1].mapping  # tables have the types of columns of the first one
-    return MixtureRecords(parts, source.weights)
+    if not has_weights(source):
+        return source
+    items = [{**item, "path": _plain(item["path"])} for item in source if isinstance(item, dict)]
+    if problems := source_problems("train_path", items if len(items) == len(source) else source):
+        raise UserError("; ".join(problems))
+    return Mixture([(item["path"], item["weight"]) for item in items])
 
 
 def split_mixture(records: Any, split_fn: Any) -> tuple[Records, Records]:

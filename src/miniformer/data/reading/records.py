@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, groupby
 from operator import index as integer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -30,10 +30,6 @@ from miniformer.data.reading.index import IndexedFile
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.parsing import DataError, Record, RecordError, check_record
 from miniformer.data.reading.schema import Schema, compile_schema
-from miniformer.utils.sources import has_weights
-
-if TYPE_CHECKING:
-    from miniformer.data.reading.mixture import Mixture
 
 __all__ = [
     "JSONLinesDataset",
@@ -253,6 +249,14 @@ class RecordSequence(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+@runtime_checkable
+class RecordSource(Protocol):
+    """Source that opens its records itself."""
+
+    def open_records(self, schema: Schema, mapping: FieldMapping | None, **options: Any) -> Records:
+        """The records; see `as_records`."""
+
+
 class InMemoryRecords(Records):
     """Records that are not in files.
 
@@ -311,7 +315,7 @@ class InMemoryRecords(Records):
 
 
 def as_records(
-    source: DataFiles | Records | RecordSequence | Mixture,
+    source: DataFiles | Records | RecordSequence | RecordSource,
     schema: Schema | None = None,
     *,
     mapping: FieldMapping | None = None,
@@ -322,7 +326,7 @@ def as_records(
     Args:
         source: paths as in `JSONLinesDataset`, or records in memory: a list of dicts, a pandas or
             polars frame, a pyarrow table, a Hugging Face `Dataset`, or another sequence of dicts;
-            or several sources with weights: a `Mixture`, or a list of {"path": ..., "weight": ...}.
+            or a `RecordSource`, such as a `Mixture`.
         schema: required fields and their checks; None: the records' own schema, or a text.
         mapping: columns of the fields; None: they have the names of the fields, or those of the
             `Records`.
@@ -337,10 +341,8 @@ def as_records(
     items = source if isinstance(source, (list, tuple)) else [source]
     if all(isinstance(item, (str, os.PathLike)) for item in items):
         return JSONLinesDataset(source, schema, mapping=mapping, **options)  # type: ignore[arg-type]
-    from miniformer.data.reading.mixture import Mixture, mix_records
-
-    if isinstance(source, Mixture) or has_weights(source):
-        return mix_records(source, schema, mapping, **options)  # type: ignore[arg-type]
+    if isinstance(source, RecordSource):
+        return source.open_records(schema, mapping, **options)
     if is_frame(source):
         source = open_frame(source, mapping or FieldMapping(), schema)
     if isinstance(source, Mapping):

@@ -21,6 +21,7 @@ from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.folds import fit_classes, split_fold
 from miniformer.data.holdout import default_val_share, hold_out
 from miniformer.data.reading.mapping import FieldMapping
+from miniformer.data.reading.mixture import as_mixture
 from miniformer.data.reading.records import Records, as_records
 from miniformer.data.rules import fit_task
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -123,6 +124,7 @@ def prepare(
         if not config.streaming:
             mapping.check_fields(task.schema)
             source = sources["train_path"]
+            source = as_mixture(source) if isinstance(source, list) else source
             records = as_records(source, task.schema, mapping=mapping, progress=progress)
             mapping = records.mapping
             if config.folds is not None:

@@ -13,7 +13,7 @@ from miniformer.config import ConfigError, UserError
 from miniformer.data.batching import chunks
 from miniformer.data.batching.columnar import ColumnarStore
 from miniformer.data.holdout import hold_out
-from miniformer.data.reading.mixture import MixtureShares
+from miniformer.data.reading.mixture import MixtureShares, as_mixture
 from miniformer.data.reading.records import RecordError, as_records
 from miniformer.data.reading.schema import check_label, check_model_input
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ from tests.kit import write_jsonl
 SOURCES = st.lists(st.tuples(st.integers(1, 12), st.floats(0.01, 10)), min_size=1, max_size=4)
 
 
-def shares(sources):
+def mixture_of(sources):
     source_of = np.repeat(np.arange(len(sources)), [size for size, _ in sources])
     return MixtureShares([f"s{n}" for n in range(len(sources))], [w for _, w in sources], source_of)
 
@@ -32,7 +32,7 @@ def shares(sources):
 )
 @given(SOURCES, st.integers(0, 9))
 def test_draws_follow_the_weights_and_repeat_no_record_before_the_others(sources, seed):
-    mixture, total = shares(sources), sum(size for size, _ in sources)
+    mixture, total = mixture_of(sources), sum(size for size, _ in sources)
     counts = mixture.draws_per_epoch()
     exact = [total * weight / sum(w for _, w in sources) for _, weight in sources]
     assert counts.sum() == total
@@ -52,7 +52,7 @@ def test_draws_follow_the_weights_and_repeat_no_record_before_the_others(sources
 
 def test_draws_of_sources_without_records_are_none():
     """A fold, or the part that is not set aside, may have no record of a source."""
-    mixture = shares([(6, 1.0), (6, 1.0), (6, 2.0)]).take(np.array([0, 1, 12, 13, 14, 15]))
+    mixture = mixture_of([(6, 1.0), (6, 1.0), (6, 2.0)]).take(np.array([0, 1, 12, 13, 14, 15]))
     assert mixture.draws_per_epoch().tolist() == [2, 0, 4]
     assert sorted(set(mixture.source_of[mixture.draw(0, 0)])) == [0, 2]
 
@@ -72,7 +72,7 @@ FORM = [{"path": "a.jsonl", "weight": 3}, {"path": "b/*.jsonl", "weight": 1}]
 
 
 def test_records_of_a_mixture_are_those_of_its_sources(folder):
-    records = as_records(FORM)
+    records = as_records(as_mixture(FORM))
     texts = [record["text"] for record in records]
     assert texts == [f"a{n}" for n in range(9)] + [f"b{p}{n}" for p in (0, 1) for n in range(6)]
     rows = [20, 3, 9, 3]
@@ -133,8 +133,8 @@ def test_epochs_of_a_mixture_serve_its_draws(folder, monkeypatch, keep):
         assert sum(n for text, n in texts.items() if text[0] == "a") == 16
     once = [row for batch in data.ordered_batches("train") for row in batch["inputs"].tolist()]
     assert len(once) == 20
-    place = next(iter(loader))["about"]["place"]
-    assert set(loader.record_indices(place)) <= set(range(20))
+    position = next(iter(loader))["about"]["place"]
+    assert set(loader.record_indices(position)) <= set(range(20))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.data())
@@ -150,14 +150,14 @@ def test_columnar_store_takes_examples_with_repetitions(lengths, data):
 
 def test_text_of_a_mixture_is_divided_source_by_source(folder):
     """Plain text is cut at a line end; its blocks are documents, none of which continues."""
-    records = as_records([{"path": "c.txt", "weight": 1}, {"path": "a.jsonl", "weight": 1}])
+    records = as_records(Mixture([("c.txt", 1), ("a.jsonl", 1)]))
     train, val = hold_out(records, 0.25)
     text = (folder / "c.txt").read_text()
     assert train[0]["text"] + val[0]["text"] == text
     assert len(val) == 1
     assert not any("continues" in record for record in (*train, *val))
     assert train.mixture.draws_per_epoch().sum() == len(train) == 10
-    train, val = hold_out(as_records(FORM), 0.25)
+    train, val = hold_out(as_records(as_mixture(FORM)), 0.25)
     assert (len(train), len(val)) == (16, 5)
     assert len(train.mixture.source_of) == 16
 
@@ -187,6 +187,8 @@ def test_invalid_mixtures_are_errors(folder):
     with pytest.raises(UserError, match="mixture: there is no source"):
         Mixture([])
     with pytest.raises(UserError, match=r"no\.jsonl"):
-        as_records([{"path": "no.jsonl", "weight": 1}])
+        as_records(Mixture([("no.jsonl", 1)]))
+    with pytest.raises(UserError, match=r"train_path\[1\] must be an object with path and weight"):
+        as_mixture([*FORM[:1], "b.jsonl"])
     with pytest.raises(UserError, match=r"streaming reads files or '-' .*, without weights"):
         MiniFormerDataModule(FORM, tokenizer=None, streaming=True).setup()
