@@ -22,6 +22,7 @@ from miniformer.config.train_settings import (
     TrialSettings,
 )
 from miniformer.registry import unknown_name_message
+from miniformer.utils.sources import source_problems
 
 _REQUIRES_VALIDATION = {
     "early_stopping_patience": "the data of the metric",
@@ -119,6 +120,8 @@ class TrainConfig(
                 "strategy=deepspeed cannot divide the loss of several batches exactly; "
                 "set accumulate_grad_batches=1"
             )
+        is_list = not isinstance(self.train_path, str) or self.train_path[:1] in ("{", "[")
+        problems += source_problems("train_path", self.train_path) if is_list else ()
         problems += self._pretrain_problems() if self.pretrain is not None else ()
         problems += self._device_problems() if self.world_size > 1 else ()
         return [*problems, *(self._streaming_problems() if self.streaming else ())]

@@ -10,7 +10,6 @@ from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.config.strict import StrictConfig, option
 from miniformer.utils.columns import column_problems
 from miniformer.utils.names import name_problem
-from miniformer.utils.sources import source_problems
 from miniformer.utils.units import parse_bytes
 
 # A path of data that a Python program passed as records.
@@ -73,12 +72,6 @@ class DataSettings(StrictConfig):
     batch_order: dict[str, Any] | str | None = option(None, kind="batch_order", paths=True)
     num_workers: int = option(0, low=0)
     streaming: bool = option(False)
-
-    def cross_check(self) -> list[str]:
-        problems = super().cross_check()
-        if not isinstance(self.train_path, str) or self.train_path[:1] in ("{", "["):
-            problems += source_problems("train_path", self.train_path)
-        return problems
 
 
 @dataclasses.dataclass(frozen=True)

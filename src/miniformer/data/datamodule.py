@@ -102,11 +102,9 @@ class MiniFormerDataModule(L.LightningDataModule):
         self.tokenizer, self.seq_len = tokenizer, seq_len
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.num_workers, self.streaming, self.seed = num_workers, streaming, seed
-        self.progress, self.order = progress, None
-        if batch_order is not None:
-            from miniformer.data.batching.order import build_order
-
-            self.order = build_order(batch_order)
+        self.progress = progress
+        self.order = None if batch_order is None else _build_order(batch_order)
+        self._make_loader: Any = BatchLoader  # of the training data
         self.chunks: dict[str, ChunkSource] = {}
         self._resume_state: dict[str, int] | None = None
 
@@ -211,9 +209,7 @@ class MiniFormerDataModule(L.LightningDataModule):
             batch_tokens=self.batch_tokens,
             training=training,
         )
-        trainer, differ = self.trainer, getattr(self.chunks[split], "epochs_differ", False)
-        is_ordered = training and (self.order is not None or differ)
-        make_loader: Any = self._ordered_loader if is_ordered else BatchLoader
+        trainer, make_loader = self.trainer, self._make_loader if training else BatchLoader
         loader: BatchLoader = make_loader(
             self.chunks[split],
             batcher,
@@ -224,29 +220,31 @@ class MiniFormerDataModule(L.LightningDataModule):
         )
         return loader
 
-    def _ordered_loader(self, *args: Any, **options: Any) -> BatchLoader:
-        """Loader whose epochs differ; it has its own copy of the order."""
-        from miniformer.data.batching.order import OrderedBatchLoader, build_order
-
-        order = None if self.order is None else build_order(self.order)
-        return OrderedBatchLoader(*args, order=order, **options)
-
     def _record_chunks(self, split: str, records: Records, num_workers: int = 0) -> RecordChunks:
+        records = records.with_schema(self.task.schema)
         progress = None if self.progress is None else partial(self.progress, f"encoding {split}")
-        whole_epochs = split == "train" and self.order is not None and self.order.whole_epochs
-        make_chunks: Any = RecordChunks
-        if split == "train" and records.mixture is not None:
-            from miniformer.data.batching.mixture_chunks import MixtureChunks
+        options: dict[str, Any] = {"num_workers": num_workers, "progress": progress}
+        if split == "train" and (self.order is not None or records.mixture is not None):
+            return self._planned_chunks(records, options)
+        return RecordChunks(records, self._encode, **options)
 
-            make_chunks = partial(MixtureChunks, seed=self.seed)
-        chunks: RecordChunks = make_chunks(
-            records.with_schema(self.task.schema),
-            self._encode,
-            num_workers=num_workers,
-            keep_in_memory=True if whole_epochs else None,
-            progress=progress,
-        )
-        return chunks
+    def _planned_chunks(self, records: Records, options: dict[str, Any]) -> RecordChunks:
+        """Chunks of training data with a batch order, or of a mixture."""
+        self._make_loader = self._ordered_loader
+        if self.order is not None and self.order.whole_epochs:
+            options["keep_in_memory"] = True
+        if records.mixture is None:
+            return RecordChunks(records, self._encode, **options)
+        from miniformer.data.batching.mixture_chunks import MixtureChunks
+
+        return MixtureChunks(records, self._encode, seed=self.seed, **options)
+
+    def _ordered_loader(self, *args: Any, **options: Any) -> BatchLoader:
+        """Loader whose epochs may differ; it has its own copy of the order."""
+        from miniformer.data.batching.order import OrderedBatchLoader
+
+        order = None if self.order is None else _build_order(self.order)
+        return OrderedBatchLoader(*args, order=order, **options)
 
     def _stream_chunks(self) -> StreamChunks:
         source = self.train_path
@@ -255,6 +253,7 @@ class MiniFormerDataModule(L.LightningDataModule):
                 "streaming reads files or '-' (standard input), without weights; name one as "
                 "train_path"
             )
+        self._make_loader = BatchLoader if self.order is None else self._ordered_loader
         if self.order is not None and self.order.whole_epochs:
             name = type(self.order).__name__
             raise UserError(f"batch_order: {name} needs whole epochs; leave streaming out")
@@ -268,3 +267,10 @@ class MiniFormerDataModule(L.LightningDataModule):
     def _encode(self, records: Sequence[Record]) -> list[Example]:
         examples: list[Example] = self.task.encode(records, self.tokenizer, self.seq_len)
         return examples
+
+
+def _build_order(setting: Any) -> Any:
+    """A `BatchOrder`; see `build_order`."""
+    from miniformer.data.batching.order import build_order
+
+    return build_order(setting)

@@ -1,4 +1,10 @@
-"""Validation data that is set aside from the training data, the same for each run on that data."""
+"""Validation data that is set aside from the training data, the same for each run on that data.
+
+Plain text is divided at a line end: validation is its last part. Of records, those with equal
+inputs are in the same part, and classes have the same shares in both. Which records are set aside
+depends on their inputs alone, not on their order or on the seed of a run. A mixture with plain text
+is divided source by source.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +45,7 @@ def default_val_share(records: Records) -> float:
 
 
 def hold_out(records: Records, share: float) -> tuple[Records, Records]:
-    """Divides records into a training and a validation part.
-
-    Plain text is divided at a line end: validation is its last part. Of records, those with equal
-    inputs are in the same part, and classes have the same shares in both. Which records are set
-    aside depends on their inputs alone, not on their order or on the seed of a run. A mixture with
-    plain text is divided source by source.
+    """Divides records into a training and a validation part; see the docstring of this module.
 
     Args:
         records: the training data.
@@ -53,9 +54,7 @@ def hold_out(records: Records, share: float) -> tuple[Records, Records]:
     Raises:
         UserError: too few records, or all inputs are equal.
     """
-    if records.mixture is not None and any(part.is_plain_text for part in records.parts):  # type: ignore[attr-defined]
-        return split_mixture(records, partial(hold_out, share=share))
-    if records.is_plain_text:
+    if records.is_plain_text or (records.mixture is not None and records.mixture.has_plain_text):
         return _split_text(records, share)
     if len(records) < MIN_RECORDS:
         raise UserError(f"{len(records)} records are too few to set a part of them aside")
@@ -146,6 +145,8 @@ class _TextPart(InMemoryRecords):
 
 
 def _split_text(records: Records, share: float) -> tuple[Records, Records]:
+    if records.mixture is not None:
+        return split_mixture(records, partial(hold_out, share=share))
     sizes = records.sizes
     limit = int(sizes.sum()) * (1 - share)
     ends = np.cumsum(sizes)

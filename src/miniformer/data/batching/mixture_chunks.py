@@ -24,8 +24,6 @@ class MixtureChunks(RecordChunks):
         options: see `RecordChunks`.
     """
 
-    epochs_differ = True
-
     def __init__(self, records: Records, encode_fn: EncodeFn, *, seed: int, **options: Any) -> None:
         super().__init__(records, encode_fn, **options)
         self.seed = seed

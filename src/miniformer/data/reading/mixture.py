@@ -66,11 +66,13 @@ class MixtureShares:
         names: names of the sources.
         weights: their weights.
         source_of: source of each record, int [N].
+        has_plain_text: true if a source is plain text.
     """
 
     names: list[str]
     weights: list[float]
     source_of: np.ndarray
+    has_plain_text: bool = False
 
     def take(self, indices: np.ndarray) -> MixtureShares:
         """The shares of some of the records."""
@@ -137,7 +139,8 @@ class MixtureRecords(Records):
         self.is_plain_text = all(part.is_plain_text for part in parts)
         self._ends = np.cumsum([len(part) for part in parts])
         source_of = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
-        self.mixture = MixtureShares([part.name for part in parts], self.weights, source_of)
+        names, plain = [part.name for part in parts], [part.is_plain_text for part in parts]
+        self.mixture = MixtureShares(names, self.weights, source_of, any(plain))
 
     @property
     def sizes(self) -> np.ndarray:

@@ -139,12 +139,13 @@ def resolve_resume(config: TrainConfig, earlier: Path | None) -> tuple[TrainConf
 
 def dataset_fingerprint(records: Records | None) -> dict[str, Any]:
     """Number of records and bytes of the training data, to detect changes; None: a stream."""
-    facts: dict[str, Any] = {}
-    if records is not None:
-        facts = {"records": len(records), "bytes": int(records.n_bytes)}
-        if records.mixture is not None:
-            facts["mixture"] = records.mixture.fingerprint()
-    return facts
+    mixture = None if records is None else records.mixture
+    weights = {} if mixture is None else {"mixture": mixture.fingerprint()}
+    return (
+        weights
+        if records is None
+        else {"records": len(records), "bytes": int(records.n_bytes), **weights}
+    )
 
 
 def check_same_data(records: Records | None, checkpoint: Path) -> None:

@@ -211,9 +211,7 @@ def prepare(
     model: Any = MODEL_CLASSES[settings.kind](model_config)
     pretrained_path = None if config.init_from is None else Path(config.init_from)
     if pretrained_path is not None and resume_dir is None:
-        model, new = load_pretrained_weights(model, pretrained_path, settings.kind)
-        suffix = f"; newly initialized: {', '.join(new)}" if new else ""
-        console.print(f"weights: from {pretrained_path}{suffix}")
+        model = _load_weights(model, pretrained_path, settings.kind, console)
     if settings.config.transforms:
         model = transform_model(model, settings.config.transforms, console)
     if wide_head is not None:
@@ -233,6 +231,14 @@ def prepare(
         seq_len=seq_len,
         pretrained_path=pretrained_path,
     )
+
+
+def _load_weights(model: Any, path: Path, kind: str, console: Console) -> Any:
+    """The model with the weights of `init_from`, and a line about them."""
+    model, new = load_pretrained_weights(model, path, kind)
+    suffix = f"; newly initialized: {', '.join(new)}" if new else ""
+    console.print(f"weights: from {path}{suffix}")
+    return model
 
 
 def data_sources(config: TrainConfig, in_memory: Mapping[str, Any]) -> dict[str, Any]:
