@@ -96,14 +96,26 @@ class Classification(LabelTask):
         loss = (loss + self._weighted_cross_entropy(second, batch["labels"], smoothing)[0]) / 2
         return loss + self.r_drop * symmetric_kl(first, second), count
 
+    def example_losses(self, model: Any, batch: Batch) -> Tensor:
+        logits = self.logits(model, batch).float()
+        return F.cross_entropy(
+            logits,
+            batch["labels"],
+            self._weights(logits),
+            reduction="none",
+            label_smoothing=self.label_smoothing if model.training else 0.0,
+        )
+
+    def _weights(self, logits: Tensor) -> Tensor | None:
+        """Weights of the classes, [C]; None: all are 1."""
+        listed = isinstance(self.class_weights, list)
+        return logits.new_tensor(self.class_weights) if listed else None
+
     def _weighted_cross_entropy(
         self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         logits = logits.float()  # [B, C]
-        labeled = labels >= 0
-        weights = None
-        if isinstance(self.class_weights, list):
-            weights = logits.new_tensor(self.class_weights)
+        labeled, weights = labels >= 0, self._weights(logits)
         loss = F.cross_entropy(
             logits, labels, weights, reduction="sum", label_smoothing=label_smoothing
         )

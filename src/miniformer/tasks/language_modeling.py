@@ -28,10 +28,10 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput
 from miniformer.tasks.base import BatchStats, Task, concat_batches, mean, total
 from miniformer.tasks.common.input_encoding import ids_to_array
-from miniformer.tasks.common.losses import TokenLossRecorder, token_loss
+from miniformer.tasks.common.losses import TokenLossRecorder, example_token_losses, token_loss
 from miniformer.tasks.common.record_results import RecordResults, sum_by_record
 from miniformer.tasks.common.resampling import divide, sum_records
-from miniformer.tasks.common.seq2seq_batch import seq2seq_loss
+from miniformer.tasks.common.seq2seq_batch import seq2seq_example_losses, seq2seq_loss
 from miniformer.tasks.common.text_generation import TextGenerationTask
 
 _SAMPLE_PROMPT_CHARS = 24
@@ -140,6 +140,10 @@ class LanguageModeling(TextGenerationTask):
         """
         features = model.features(batch["input_ids"], segment_ids=batch.get("segment_ids"))
         return token_loss(model, features, batch["labels"], self.label_smoothing)  # [B, T, D]
+
+    def example_losses(self, model: Any, batch: Batch) -> Tensor:
+        features = model.features(batch["input_ids"], segment_ids=batch.get("segment_ids"))
+        return example_token_losses(model, features, batch["labels"], self.label_smoothing)
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         loss, count, *_ = self.loss(model, batch)
@@ -283,6 +287,9 @@ class PrefixLanguageModeling(LanguageModeling):
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `seq2seq_loss`."""
         return seq2seq_loss(model, batch, self.label_smoothing)
+
+    def example_losses(self, model: Any, batch: Batch) -> Tensor:
+        return seq2seq_example_losses(model, batch, self.label_smoothing)
 
     def generation_inputs(
         self,

@@ -39,7 +39,7 @@ from miniformer.tasks.common.input_encoding import (
     input_validator,
     model_inputs,
 )
-from miniformer.tasks.common.losses import TokenLossRecorder, token_loss
+from miniformer.tasks.common.losses import TokenLossRecorder, example_token_losses, token_loss
 from miniformer.tasks.common.record_results import RecordResults, sum_by_record
 from miniformer.tasks.common.resampling import weighted_mean
 from miniformer.tasks.common.sequence_input import InputTask
@@ -144,6 +144,9 @@ class MaskedLM(InputTask):
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats of the masked tokens, and their number."""
         return token_loss(model, self._features(model, batch), batch["labels"])
+
+    def example_losses(self, model: Any, batch: Batch) -> Tensor:
+        return example_token_losses(model, self._features(model, batch), batch["labels"])
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         stats = self._token_stats(model, batch)

@@ -125,18 +125,29 @@ class MultiLabelClassification(LabelTask):
         smoothing = self.label_smoothing if model.training else 0.0
         return self._cross_entropy(self.logits(model, batch), batch["labels"], smoothing)
 
+    def example_losses(self, model: Any, batch: Batch) -> Tensor:
+        smoothing = self.label_smoothing if model.training else 0.0
+        losses = self._label_losses(self.logits(model, batch), batch["labels"], smoothing, "none")
+        return losses.sum(1)
+
     def _cross_entropy(
         self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor]:
+        loss = self._label_losses(logits, labels, label_smoothing, "sum")
+        return loss, loss.new_tensor(labels.numel())
+
+    def _label_losses(
+        self, logits: Tensor, labels: Tensor, label_smoothing: float, reduction: str
+    ) -> Tensor:
+        """Binary cross-entropy of each record and label, [B, C], or their sum."""
         logits = logits.float()  # [B, C]
         targets = labels.to(logits) * (1 - label_smoothing) + label_smoothing / 2
         weights = None
         if isinstance(self.class_weights, list):
             weights = logits.new_tensor(self.class_weights)
-        loss = F.binary_cross_entropy_with_logits(
-            logits, targets, pos_weight=weights, reduction="sum"
+        return F.binary_cross_entropy_with_logits(
+            logits, targets, pos_weight=weights, reduction=reduction
         )
-        return loss, loss.new_tensor(labels.numel())
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         logits = self.logits(model, batch)

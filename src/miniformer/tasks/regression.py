@@ -289,6 +289,11 @@ class Regression(InputTask):
         error = predictions - batch["labels"].to(predictions).view_as(predictions)
         return (error * error).sum(), error.new_tensor(error.numel())
 
+    def example_losses(self, model: Any, batch: Batch) -> Tensor:
+        predictions = self.logits(model, batch).float()
+        error: Tensor = predictions - batch["labels"].to(predictions).view_as(predictions)
+        return (error * error).sum(1)
+
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         predictions = self.logits(model, batch).float()
         if self.num_values is None:

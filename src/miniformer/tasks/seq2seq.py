@@ -41,7 +41,11 @@ from miniformer.tasks.common.copy_noise import (
 from miniformer.tasks.common.input_encoding import check_max_seq_len, ids_to_array
 from miniformer.tasks.common.losses import TokenLossRecorder
 from miniformer.tasks.common.record_results import RecordResults, sum_by_record
-from miniformer.tasks.common.seq2seq_batch import collate_seq2seq, seq2seq_loss
+from miniformer.tasks.common.seq2seq_batch import (
+    collate_seq2seq,
+    seq2seq_example_losses,
+    seq2seq_loss,
+)
 from miniformer.tasks.common.text_generation import TextGenerationTask
 from miniformer.tasks.common.text_metrics import (
     compute_text_metrics,
@@ -194,6 +198,9 @@ class Seq2Seq(TextGenerationTask):
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `seq2seq_loss`."""
         return seq2seq_loss(model, batch, self.label_smoothing, self.r_drop)
+
+    def example_losses(self, model: Any, batch: Batch) -> Tensor:
+        return seq2seq_example_losses(model, batch, self.label_smoothing)
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         """Loss, and of the first `eval_generate_samples` examples generated texts."""

@@ -216,6 +216,16 @@ class TokenClassification(TagTask):
         smoothing = self.label_smoothing if model.training else 0.0
         return self._cross_entropy(self.logits(model, batch), batch["labels"], smoothing)
 
+    def example_losses(self, model: Any, batch: Batch) -> Tensor:
+        losses = F.cross_entropy(
+            self.logits(model, batch).float().transpose(1, 2),  # [B, C, W]
+            batch["labels"],
+            ignore_index=IGNORE_INDEX,
+            reduction="none",
+            label_smoothing=self.label_smoothing if model.training else 0.0,
+        )
+        return losses.sum(1)
+
     def _cross_entropy(
         self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor]:

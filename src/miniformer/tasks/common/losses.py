@@ -37,6 +37,29 @@ def token_loss(
     return loss, loss.new_tensor(labels.numel())
 
 
+def example_token_losses(
+    model: Any, features: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Summed cross-entropy in nats of the labeled positions of each row, [B].
+
+    It has no branch on values, for `torch.func`; the logits of all positions are in memory.
+
+    Args:
+        model: has `logits`.
+        features, labels, label_smoothing: see `token_loss`.
+    """
+    logits = model.logits(features)  # [B, T, V]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = F.cross_entropy(
+        logits.transpose(1, 2),
+        labels,
+        ignore_index=IGNORE_INDEX,
+        reduction="none",
+        label_smoothing=label_smoothing if model.training else 0.0,
+    )
+    return losses.sum(1)
+
+
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
     """Symmetric Kullback-Leibler divergence (mean of both directions) in nats, summed.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch, pad_sequences
 from miniformer.data.batching.packing import IGNORE_INDEX
-from miniformer.tasks.common.losses import symmetric_kl, token_loss
+from miniformer.tasks.common.losses import example_token_losses, symmetric_kl, token_loss
 
 
 def collate_seq2seq(
@@ -63,6 +63,12 @@ def seq2seq_loss(
         divergence = symmetric_kl(*(model.logits(features[labeled]) for features in outputs))
         loss = (loss + losses[1][0]) / 2 + r_drop * divergence
     return loss, count
+
+
+def seq2seq_example_losses(model: Any, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """Summed cross-entropy of the labels of each row, [B]; see `seq2seq_loss`."""
+    features = _features(model, batch)
+    return example_token_losses(model, features, batch["labels"], label_smoothing)
 
 
 def _features(model: Any, batch: Batch) -> Tensor:

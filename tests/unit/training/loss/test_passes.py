@@ -1,6 +1,7 @@
 """TrainingPasses: loss terms and several passes within the one exact step."""
 
 import dataclasses
+import pickle
 from typing import ClassVar
 
 import pytest
@@ -70,6 +71,7 @@ def assert_same(first, second, *, atol=1e-6):
     assert first.train_metrics() == pytest.approx(second.train_metrics(), rel=1e-5)
 
 
+@pytest.mark.catches("gradients_of_accumulated_terms_are_lost")
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 @pytest.mark.parametrize("options", [{"task": TwoTerms()}, {"loss_terms": TERMS}])
 def test_accumulated_terms_match_one_large_batch(options, clip):
@@ -83,6 +85,7 @@ def test_accumulated_terms_match_one_large_batch(options, clip):
         torch.testing.assert_close(first, second)
 
 
+@pytest.mark.catches("terms_have_the_count_of_the_loss")
 def test_terms_match_a_plain_loop():
     module = fit(batches(), loss_terms=TERMS)
     model, mean = tiny_model(), torch.zeros(16)
@@ -143,6 +146,7 @@ def test_grad_cache_matches_one_pass_in_mixed_precision():
     )
 
 
+@pytest.mark.catches("own_step_leaves_out_terms_of_the_run")
 def test_terms_of_the_run_join_a_step_that_does_not_ask_for_them():
     class Silent(GradCache):
         name: ClassVar[str] = "silent"
@@ -195,6 +199,7 @@ class Experts(torch.nn.Module):
         model.final_norm.weight.data.add_(1.0)
 
 
+@pytest.mark.catches("sums_are_those_of_the_last_batch")
 def test_hook_after_a_step_gets_the_sums_of_all_batches():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry._registered["loss_term"], "experts", Experts)
@@ -213,6 +218,7 @@ def teacher(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.catches("copies_of_a_task_hold_its_teacher")
 def test_teacher_is_frozen_and_no_part_of_the_model(teacher):
     module = fit(batches(), task=Distillation(teacher=teacher), accumulate_grad_batches=2)
     helper = module.task.helpers["teacher"]
@@ -224,6 +230,7 @@ def test_teacher_is_frozen_and_no_part_of_the_model(teacher):
     assert not any(id(parameter) in owned for parameter in helper.parameters())
     assert module.state_dict().keys() == fit(batches()).state_dict().keys()
     assert module.train_metrics()["train_kl"] > 0
+    assert "helpers" not in vars(pickle.loads(pickle.dumps(module.task)))
 
 
 def test_teacher_matches_a_plain_loop(teacher):
@@ -243,6 +250,7 @@ def test_teacher_matches_a_plain_loop(teacher):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.catches("validation_terms_are_of_the_first_batch")
 def test_terms_are_validation_metrics_in_eval_mode():
     parts = batches()
     module = MiniFormerLitModule(tiny_model(dropout=0.5), task=TwoTerms(), loss_terms=TERMS[2:])
