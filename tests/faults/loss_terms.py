@@ -75,7 +75,26 @@ def example_losses_count_padding(original):
     return example_token_losses
 
 
-@fault("miniformer.tasks.classification:Classification._weights")
+@fault("miniformer.tasks.classification:Classification.example_losses")
 def example_losses_ignore_class_weights(original):
-    """Class weights have no effect."""
-    return lambda self, logits: None
+    """Class weights have no effect on the losses of examples."""
+    import dataclasses
+
+    def example_losses(self, model, batch):
+        return original(dataclasses.replace(self, class_weights=None), model, batch)
+
+    return example_losses
+
+
+@fault("miniformer.tasks.common.example_gradients:_plain_attention")
+def attention_stays_plain(original):
+    """Attention is eager after the gradients of examples."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def plain_attention(model):
+        for layer in model.layers:
+            layer.attention.backend = "plain"
+        yield
+
+    return plain_attention
