@@ -620,6 +620,35 @@ def compaction_leaves_keys_behind(original):
     return lambda self, columns: None
 
 
+@fault("miniformer.model.masks:make_cached_positions")
+def exported_positions_count_padding(original):
+    """Positions of an exported decoder are columns."""
+
+    def make_cached_positions(mask):
+        import torch
+
+        positions = original(mask)
+        return torch.arange(mask.shape[1]).expand_as(positions).where(mask, -1)
+
+    return make_cached_positions
+
+
+@fault("miniformer.model.stack:_extend_cache")
+def exported_model_has_one_batch_size(original):
+    """The batch of an exported model is that of its example."""
+
+    def _extend_cache(cache, x, attention_mask, is_continued):
+        return original(cache, x[: len(x)], attention_mask, is_continued)
+
+    return _extend_cache
+
+
+@fault("miniformer.model.cache.static_view:TensorCache.source_kv")
+def exported_layers_share_the_first_source(original):
+    """All layers of an exported decoder attend to the keys of the first layer's source."""
+    return lambda self, layer, memory, project: original(self, 0, memory, project)
+
+
 @fault("miniformer.model.cache.kv_cache:_state_key")
 def state_of_columns_passes_for_a_ring(original):
     """The state of a cache does not name its storage."""
