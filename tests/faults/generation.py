@@ -225,6 +225,26 @@ def runtime_selects_the_first_rows(original):
     return select
 
 
+# Encoder outputs.
+
+
+@fault("miniformer.generation.encoding:_source_keys")
+def sources_with_one_beginning_are_one(original):
+    """Sources that begin with the same tokens share an encoder output."""
+    return lambda batch: [key[:2] for key in original(batch)]
+
+
+@fault("miniformer.generation.encoding:EncoderCache._check_version")
+def encoder_outputs_outlive_their_weights(original):
+    """Encoder outputs of former weights are used."""
+
+    def _check_version(self, model):
+        if self._model is None:
+            original(self, model)
+
+    return _check_version
+
+
 # Slots.
 
 

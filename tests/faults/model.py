@@ -649,6 +649,31 @@ def exported_layers_share_the_first_source(original):
     return lambda self, layer, memory, project: original(self, 0, memory, project)
 
 
+@fault("miniformer.model.attention:CrossAttention.forward")
+def rows_read_the_source_of_a_neighbor(original):
+    """Rows that share a source read those of the others in turn."""
+
+    def forward(self, x, context, *, memory, cache=None, layer=0):
+        if len(memory) == len(x):
+            return original(self, x, context, memory=memory, cache=cache, layer=layer)
+        turned = x.view(-1, len(memory), *x.shape[1:]).transpose(0, 1).reshape_as(x)
+        return original(self, turned, context, memory=memory, cache=cache, layer=layer)
+
+    return forward
+
+
+@fault("miniformer.model.cache.source:SourceCache.source_kv")
+def grown_source_is_not_seen(original):
+    """The cache keeps the source of the first pass."""
+
+    def source_kv(self, layer, memory, project):
+        if self.cross_kv and layer < len(self.cross_kv):
+            memory = memory[:, : self.cross_kv[layer][0].shape[2]]
+        return original(self, layer, memory, project)
+
+    return source_kv
+
+
 @fault("miniformer.model.cache.kv_cache:_state_key")
 def state_of_columns_passes_for_a_ring(original):
     """The state of a cache does not name its storage."""

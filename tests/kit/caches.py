@@ -96,7 +96,12 @@ class PagedCache(SourceCache):
     def reorder(self, rows, *, same_source=False):
         if rows.shape != (self.batch_size,):
             raise ValueError(f"rows must be int [{self.batch_size}], not {list(rows.shape)}")
-        self.select(rows, torch.arange(self.batch_size) if same_source else None)
+        sources = self.cross_kv
+        if same_source:
+            self.cross_kv = None
+        self.select(rows)
+        if same_source:
+            self.cross_kv = sources
 
     def select(self, rows, sources=None):
         lengths, contents = self.row_lengths, [self.content(row) for row in range(len(self.pages))]

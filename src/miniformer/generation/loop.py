@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig
+from miniformer.generation.encoding import encode_sources
 from miniformer.generation.inputs import (
     PromptBatch,
     check_prompts,
@@ -112,7 +113,7 @@ def prefill(
         batch = truncate_prompts(batch, max_seq_len)
     batch = batch.to(next(model.parameters()).device)
     ids, mask = batch.ids, batch.mask
-    memory = [] if batch.source is None else [model.encode(batch.source, batch.source_mask)]
+    memory = [] if batch.source is None else encode_sources(model, batch)
     runtime = make_runtime(model, memory, options)
     tokens = ids.new_full((len(ids), ids.shape[1] + options.max_new_tokens), -1)
     tokens[:, : ids.shape[1]] = ids if mask is None else ids.where(mask, -1)

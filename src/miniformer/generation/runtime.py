@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Protocol, cast
 
+import torch
 from torch import Tensor
 
 from miniformer import registry
@@ -166,6 +167,7 @@ class PlainRuntime(Runtime):
         self.model, self.memory = model, list(memory)
         self.cache_kind = cache_kind or self.cache_kind
         self.cache: Any = None  # made by `prefill`
+        self.rows_per_source = 1  # copies of a prompt share keys and values of their source
 
     def prefill(
         self,
@@ -177,6 +179,7 @@ class PlainRuntime(Runtime):
         capacity: int | None = None,
     ) -> Tensor:
         """Implements `Runtime.prefill`."""
+        self.separate_sources(len(ids))
         trimmed = trimmable and self.cache_kind == "window"
         kind = "full" if trimmed else self.cache_kind
         self.make_cache(ids, mask, max_new_tokens, kind, capacity)
@@ -213,8 +216,16 @@ class PlainRuntime(Runtime):
 
     def select(self, rows: Tensor, copies: int = 1) -> None:
         """Implements `Runtime.select`."""
-        self.cache.select(rows)
-        self.select_sources(rows)
+        sources = (rows // self.rows_per_source)[::copies]
+        self.cache.select(rows, sources)
+        self.select_sources(sources)
+        self.rows_per_source = copies
+
+    def separate_sources(self, num_rows: int) -> None:
+        """Gives each of the rows its own source, as a new cache needs."""
+        if self.rows_per_source > 1:
+            self.select_sources(torch.arange(num_rows) // self.rows_per_source)
+            self.rows_per_source = 1
 
     def select_sources(self, rows: Tensor) -> None:
         """Selects rows of the encoder outputs, int [any]."""

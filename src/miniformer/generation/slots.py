@@ -24,6 +24,7 @@ from miniformer.generation.api import (
     pad_inputs,
     require_single,
 )
+from miniformer.generation.encoding import EncoderCache, encode_sources
 from miniformer.generation.inputs import check_prompts
 from miniformer.generation.logits_processors import (
     Processor,
@@ -97,6 +98,7 @@ class SlotDecoder:
         capacity: maximum length of a prompt with its new tokens; None: `max_seq_len`. The cache has
             this many columns for each row.
         return_logprobs: compute log-probabilities.
+        encoder_cache: encoder outputs, of sources that come again; None: each one is encoded.
 
     Raises:
         UserError: the model is in training mode, or a size is invalid.
@@ -110,11 +112,12 @@ class SlotDecoder:
         num_slots: int = 8,
         capacity: int | None = None,
         return_logprobs: bool = False,
+        encoder_cache: EncoderCache | None = None,
     ) -> None:
         max_seq_len = model.config.max_seq_len
         self.model, self.options = model, options or GenerationConfig()
         self.num_slots, self.capacity = num_slots, capacity or max_seq_len
-        self.return_logprobs = return_logprobs
+        self.return_logprobs, self.encoder_cache = return_logprobs, encoder_cache
         if any(module.training for module in model.modules()):
             raise UserError(
                 "a model in training mode cannot be decoded in slots; call eval() on it"
@@ -174,9 +177,7 @@ class SlotDecoder:
         check_prompts(self.model.config, batch, options)
         all_processors = build_processors(options, batch.ids.shape[1], processors)
         batch = batch.to(next(self.model.parameters()).device)
-        memory = (
-            [] if batch.source is None else [self.model.encode(batch.source, batch.source_mask)]
-        )
+        memory = encode_sources(self.model, batch, self.encoder_cache)
         runtime = make_runtime(self.model, memory, options)
         logits = runtime.prefill(
             batch.ids, None, options.max_new_tokens, capacity=self.capacity

@@ -151,10 +151,14 @@ class CrossAttention(MultiHeadAttention):
         """Computes cross-attention; see `MultiHeadAttention.forward`.
 
         `memory` is the encoded source, [B, S, D]. Its keys and values are stored in the cache in
-        the first pass.
+        the first pass. With fewer rows than x, each row is the source of as many consecutive ones.
         """
         if cache is None:
             source = self.keys_values(memory)
         else:
             source = cache.source_kv(layer, memory, self.keys_values)
-        return self.attend(self.queries(x), *source, context)
+        if memory.shape[0] == x.shape[0]:
+            return self.attend(self.queries(x), *source, context)
+        # Rows with one source are queries of one row, since a source has no order to mask.
+        queries = self.queries(x.reshape(memory.shape[0], -1, x.shape[2]))
+        return self.attend(queries, *source, context).view_as(x)

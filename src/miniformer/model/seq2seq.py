@@ -179,14 +179,16 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             memory: from `encode`.
             target_mask: bool [B, T], True = a real token; None: all are.
             target_embeds, target_positions: see `forward`.
-            cache: from `new_cache`; it stores the memory of its first pass.
+            cache: from `new_cache`; it stores keys and values of the memory. With it the memory may
+                grow between passes, and consecutive targets may share a row of it.
             recorder: takes hidden states and attention weights.
         """
         x, target_mask = embed_inputs(
             self.embedding, target, target_mask, target_embeds, self.config, cache, "target"
         )
-        if memory.features.shape[0] != x.shape[0]:
-            rows = f"{memory.features.shape[0]} sources, {x.shape[0]} targets"
+        sources, targets = memory.features.shape[0], x.shape[0]
+        if sources != targets and (cache is None or not sources or targets % sources):
+            rows = f"{sources} sources, {targets} targets"
             raise ValueError(f"each target needs its own source: {rows}")
         return self.decoder.run_layers(
             self._scale(x),

@@ -9,10 +9,11 @@ Letters: B batch, T length, S source length, D model width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniformer import registry
@@ -21,7 +22,6 @@ from miniformer.model import attention_backends
 from miniformer.model.attention import AttentionContext, MultiHeadAttention
 from miniformer.model.attention_backends.functions import ScoreOptions
 from miniformer.model.cache.protocol import Cache, CacheSpec, PassCache
-from miniformer.model.cache.source import insert_rows
 from miniformer.model.layers import DecoderLayer, EncoderLayer
 from miniformer.model.masks import (
     Visibility,
@@ -49,12 +49,34 @@ class Memory(NamedTuple):
 
     def insert(self, rows: Tensor, memory: Memory) -> Memory:
         """Replaces sources by those of another memory, int [n]; the shorter ones are padded."""
-        features = insert_rows(self.features, rows, memory.features, 1)
-        lengths = {self.features.shape[1], memory.features.shape[1]}
-        if self.mask is None and memory.mask is None and len(lengths) == 1:
-            return Memory(features)
-        mine, theirs = (source_mask(*item) for item in (self, memory))
-        return Memory(features, insert_rows(mine, rows, theirs, 1))
+        count = self.features.shape[0]
+        index = torch.arange(count, device=rows.device)
+        index[rows] = torch.arange(count, count + len(rows), device=rows.device)
+        return Memory.join([self, memory]).select(index)
+
+    @staticmethod
+    def join(memories: Sequence[Memory]) -> Memory:
+        """Concatenates the rows of memories; the shorter ones are padded."""
+        width = max(memory.features.shape[1] for memory in memories)
+        is_full = all(
+            memory.mask is None and memory.features.shape[1] == width for memory in memories
+        )
+        features, masks = [], []
+        for memory in memories:
+            missing = width - memory.features.shape[1]
+            features.append(F.pad(memory.features, (0, 0, 0, missing)))
+            masks.append(F.pad(source_mask(*memory), (0, missing)))
+        return Memory(torch.cat(features), None if is_full else torch.cat(masks))
+
+    def split(self) -> list[Memory]:
+        """Returns a copy of each source, [1, S, D], without padding."""
+        masks = source_mask(*self)
+        return [Memory(row[mask][None]) for row, mask in zip(self.features, masks, strict=True)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features and the mask."""
+        return self.features.nbytes + (0 if self.mask is None else self.mask.nbytes)
 
 
 class Stack(nn.Module):

@@ -40,8 +40,7 @@ def make_native_runtime(
 class NativeRuntime(PlainRuntime):
     """Runtime that calls the kernels.
 
-    Copies of a prompt share the keys and values of its source, and `reorder` moves an index instead
-    of keys and values.
+    `reorder` moves an index instead of keys and values.
 
     Args:
         engine: engine of the model.
@@ -55,7 +54,6 @@ class NativeRuntime(PlainRuntime):
     def __init__(self, engine: Engine, model: Any, memory: Sequence[Any] = ()) -> None:
         super().__init__(model, memory)
         self.engine, self.position = engine, getattr(model, "decoder", model).position
-        self.rows_per_source = 1
         self._struct: Any = None  # inputs and outputs of a step; None after a change of rows
         self._references: list[Any] = []  # keep the memory of `_struct` alive
         self._key_rows: Tensor | None = None  # int32 [R, C]: row that stores the key
@@ -75,9 +73,7 @@ class NativeRuntime(PlainRuntime):
         capacity: int | None = None,
     ) -> Tensor:
         """Implements `Runtime.prefill`; padding is skipped."""
-        if self.rows_per_source > 1:  # a new cache has a source for each row
-            self.select_sources(torch.arange(len(ids)) // self.rows_per_source)
-            self.rows_per_source = 1
+        self.separate_sources(len(ids))
         self._struct = self._key_rows = None
         if not self.supports_prefill or ids.shape[1] > _PREFILL_MAX_LENGTH:
             return super().prefill(
@@ -143,10 +139,8 @@ class NativeRuntime(PlainRuntime):
     def select(self, rows: Tensor, copies: int = 1) -> None:
         """Implements `Runtime.select`."""
         self.materialize_cache()
-        sources = (rows // self.rows_per_source)[::copies]
-        self.cache.select(rows, sources)
-        self.select_sources(sources)
-        self.rows_per_source, self._struct = copies, None
+        super().select(rows, copies)
+        self._struct = None
 
     def reorder(self, rows: Tensor) -> None:
         """Implements `Runtime.reorder`: only the index of key rows changes."""

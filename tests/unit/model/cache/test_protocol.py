@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from miniformer import Seq2SeqTransformer, UserError, registry
+from miniformer.model import stack
 from miniformer.model.cache.protocol import Cache, PassCache
+from miniformer.model.masks import AttentionMask
+from miniformer.model.stack import Memory
 from tests.kit import caches, tiny_model
 from tests.unit.model.cache.conftest import KINDS
 
@@ -269,6 +272,61 @@ def test_sources_are_selected_inserted_and_dropped(kind):
         cache.insert(torch.tensor([0]), model.new_cache(1, 16, kind))
     cache.trim(0)
     assert cache.cross_kv is None
+
+
+@pytest.mark.catches("grown_source_is_not_seen")
+@pytest.mark.parametrize("padded", [False, True])
+@torch.inference_mode()
+def test_source_may_grow_between_passes(kind, padded, monkeypatch):
+    """As of a stream: the reference is one pass in which each token sees the source of its time."""
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    target = torch.tensor([numbers(6), numbers(6, 1)])
+    parts = [torch.tensor([numbers(n, n), numbers(n, n + 1)]) for n in (4, 1, 3)]
+    masks = [torch.ones_like(part).bool() for part in parts]
+    if padded:
+        masks[1][0] = masks[2][1, 0] = False
+    encoded = [model.encode(part, mask) for part, mask in zip(parts, masks, strict=True)]
+    sources = [torch.cat([memory.features for memory in encoded[:n]], 1) for n in (1, 2, 3)]
+    cache, steps, projected = model.new_cache(2, 6, kind), [], []
+    for layer in model.decoder.layers:
+        layer.cross_attention.k_proj.register_forward_hook(
+            lambda _, args, out: projected.append(args[0].shape[1])
+        )
+    for number, ids in enumerate(target.split([3, 1, 2], 1)):
+        mask = torch.cat(masks[: number + 1], 1) if padded else None
+        steps.append(model.features(ids, Memory(sources[number], mask), cache=cache))
+    assert projected == [4, 4, 1, 1, 3, 3]
+    with pytest.raises(ValueError, match="a source may grow, not shrink from 8 columns to 5"):
+        cache.source_kv(0, sources[1], None)
+    seen = torch.tensor([4, 4, 4, 5, 8, 8])[:, None] > torch.arange(8)  # [T, S]
+    allowed = seen[None, None] & (torch.cat(masks, 1)[:, None, None] if padded else True)
+    monkeypatch.setattr(stack, "make_cross_mask", lambda mask: AttentionMask(allowed))
+    # A lossy kind rounds the keys of the decoder, not those of the source.
+    expected = model.features(target, Memory(sources[2], None), cache=model.new_cache(2, 6, kind))
+    close(torch.cat(steps, 1), expected)
+
+
+@pytest.mark.catches("rows_read_the_source_of_a_neighbor")
+@torch.inference_mode()
+def test_consecutive_rows_share_a_source(kind):
+    """Its keys and values are stored once, and reordering stays among the rows of a source."""
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    source = torch.tensor([numbers(5), numbers(5, 1)])
+    memory = model.encode(source, torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
+    target = torch.tensor([numbers(4, n) for n in range(6)])
+    copies = torch.arange(2).repeat_interleave(3)
+    expected = model.features(target, memory.select(copies), cache=model.new_cache(6, 8, kind))
+    cache = model.new_cache(6, 8, kind)
+    first = model.features(target[:, :3], memory, cache=cache)
+    close(first, expected[:, :3])
+    rows = torch.tensor([2, 0, 1, 3, 3, 4])
+    cache.reorder(rows, same_source=True)
+    close(model.features(target[rows, 3:], memory, cache=cache), expected[rows, 3:])
+    assert all(keys.shape[0] == 2 for keys, _ in cache.cross_kv)
+    with pytest.raises(ValueError, match="2 sources, 5 targets"):
+        model.features(target[:5], memory, cache=model.new_cache(5, 8, kind))
+    with pytest.raises(ValueError, match="2 sources, 6 targets"):
+        model.features(target, memory)
 
 
 def test_options_of_a_kind_reach_it():
