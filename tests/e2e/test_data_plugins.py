@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from miniformer.training.resume.config import resume_config
 from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 from miniformer.training.run import train
 from tests.e2e.test_resume_kinds import LARGE, MODEL, Stop, Stopped, left_by, settings
+from tests.kit import write_jsonl
 from tests.kit.plugins import registered
 
 RUNS = {
@@ -24,15 +26,31 @@ RUNS = {
                       "optimizer": "adamw"},
     "mixture": {"limits": {}, "weights": (1, 4), "seq_len": 16, "batch_size": 2,
                 "batch_order": "reverse"},
+    "whole packing": {"limits": {}, "parts": True, "seq_len": 24,
+                      "task_config": {"packing": "best_fit"}},
+    "parts": {"limits": LARGE, "parts": True, "seq_len": 24},
     "large mixture": {"limits": LARGE, "weights": (5, 1), "task": "classification",
                       "num_workers": 1},
 }  # fmt: skip
 
 
 def run_settings(folder, name, **changes):
-    """Settings of a run; with `weights`, the training data is a mixture of its two halves."""
-    weights = changes.pop("weights", None)
+    """Settings of a run.
+
+    With `weights`, the training data is a mixture of its two halves; with `parts`, the start of
+    most texts is not learned.
+    """
+    weights, has_parts = changes.pop("weights", None), changes.pop("parts", False)
     config = settings(folder, name, **changes)
+    if has_parts:
+        for path in (folder / "train.jsonl", folder / "val.jsonl"):
+            texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+            parts = [
+                text if index % 3 == 0
+                else [{"text": text[:6], "learn": False}, {"text": text[6:]}]
+                for index, text in enumerate(texts)
+            ]  # fmt: skip
+            write_jsonl(path, parts)
     if weights is None:
         return config
     lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)

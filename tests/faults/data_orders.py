@@ -82,3 +82,74 @@ def changed_weights_are_not_noticed(original):
         return {name: x for name, x in original(records).items() if name != "mixture"}
 
     return dataset_fingerprint
+
+
+@fault("miniformer.data.batching.packing:PackedBatcher.collate")
+def packing_loses_the_mask(original):
+    """Packed windows predict all tokens."""
+
+    def collate(self, chunk, starts, rng=None):
+        from miniformer.data.batching.columnar import ColumnarStore
+
+        columns = {name: x for name, x in chunk.columns.items() if name != "learn"}
+        return original(self, ColumnarStore(columns, chunk.offsets), starts, rng)
+
+    return collate
+
+
+@fault("miniformer.data.batching.example_packing:ExamplePackingBatcher.collate")
+def whole_packing_loses_the_mask(original):
+    """Windows of whole examples predict all tokens."""
+
+    def collate(self, chunk, windows, rng=None):
+        from miniformer.data.batching.columnar import ColumnarStore
+
+        columns = {name: x for name, x in chunk.columns.items() if name != "learn"}
+        return original(self, ColumnarStore(columns, chunk.offsets), windows, rng)
+
+    return collate
+
+
+@fault("miniformer.data.batching.example_packing:ExamplePackingBatcher.collate")
+def segments_of_whole_examples_are_one(original):
+    """Examples of a window attend to each other."""
+
+    def collate(self, chunk, windows, rng=None):
+        batch = original(self, chunk, windows, rng)
+        if "segment_ids" in batch:
+            batch["segment_ids"] = (batch["segment_ids"] != 0).long()
+        return batch
+
+    return collate
+
+
+@fault("miniformer.data.batching.example_packing:ExamplePackingBatcher._pieces")
+def examples_are_split(original):
+    """Examples are split in halves."""
+
+    def pieces(self, chunk):
+        import numpy as np
+
+        first = original(self, chunk)
+        half = first[:, 1] // 2
+        parts = [np.stack([first[:, 0], half], 1)]
+        parts.append(np.stack([first[:, 0] + half, first[:, 1] - half], 1))
+        result = np.concatenate(parts)
+        return result[result[:, 1] > 0]
+
+    return pieces
+
+
+@fault("miniformer.tasks.common.text_parts:encode_parts")
+def mask_is_one_token_late(original):
+    """The mask belongs to tokens, not to those that follow them."""
+
+    def encode_parts(records, tokenizer, *, prefix, suffix, whole):
+        import numpy as np
+
+        examples = original(records, tokenizer, prefix=prefix, suffix=suffix, whole=whole)
+        for example in examples:
+            example["learn"] = np.roll(example["learn"], 1)
+        return examples
+
+    return encode_parts

@@ -170,6 +170,11 @@ def _length_counter(tokenizer: str | None, fields: list[str]) -> tuple[Any, str]
         lengths = {}
         for name in fields:
             values = [record[name] for record in records if isinstance(record[name], str | list)]
+            if name == "text":  # it may have parts
+                values = [
+                    value if isinstance(value, str) else "".join(part["text"] for part in value)
+                    for value in values
+                ]
             if not values or name in ("label", "labels", "tags", "value"):
                 continue
             texts = [

@@ -187,6 +187,12 @@ class MiniFormerDataModule(L.LightningDataModule):
             return None
         return self._loader(split, training=split == "train").batcher.row_tokens(store)
 
+    def packing_summary(self, split: str) -> Iterator[str]:
+        """Yields a line about the windows of a split; none if it is not in memory."""
+        batcher: Any = self._loader(split, training=split == "train").batcher
+        if (store := self.in_memory_examples(split)) is not None:
+            yield f"{split} windows: {batcher.summary(store)}"
+
     def truncation_warning(self, split: str) -> str | None:
         """Warning about truncated examples of a split; None: none are known."""
         store = self.in_memory_examples(split)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError, option
 from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.example_packing import ExamplePackingBatcher
 from miniformer.data.batching.length_bucketing import Batch, CollateFn, pad_sequences
 from miniformer.data.batching.loader import Batcher
 from miniformer.data.batching.packing import IGNORE_INDEX, PackedBatcher
 from miniformer.data.reading.records import TEXT_SCHEMA, Record, Records
-from miniformer.data.reading.schema import Schema
+from miniformer.data.reading.schema import CHECK_TEXT_OR_PARTS, Schema
 from miniformer.data.reading.suggestions import FIELD_FLAGS
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput
@@ -33,18 +34,30 @@ from miniformer.tasks.common.record_results import RecordResults, sum_by_record
 from miniformer.tasks.common.resampling import divide, sum_records
 from miniformer.tasks.common.seq2seq_batch import seq2seq_example_losses, seq2seq_loss
 from miniformer.tasks.common.text_generation import TextGenerationTask
+from miniformer.tasks.common.text_parts import (
+    encode_parts,
+    learned_text,
+    text_parts,
+    text_prompt,
+)
 
 _SAMPLE_PROMPT_CHARS = 24
+_MAX_PROMPT_CHARS = 400  # of a prompt that a record has
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModeling(TextGenerationTask):
     """The task of `{"text": ...}` records and plain text.
 
+    A text may be a list of parts, `[{"text": "...", "learn": false}, {"text": "..."}]`, of which
+    only some are learned. `{"prompt": ..., "completion": ...}` is a text whose prompt is not.
+
     Args:
         prepend_bos: true: BOS is prepended to prompts, since they begin a document, as
             records do; false: prompts continue running text.
         label_smoothing: fraction of each label that is spread over the vocabulary, in training.
+        packing: wrapped: windows are cut from the texts in a row, without padding; best_fit: a
+            window has whole texts and some padding, and only texts longer than a window are split.
     """
 
     name: ClassVar[str] = "language_modeling"
@@ -57,10 +70,11 @@ class LanguageModeling(TextGenerationTask):
 
     prepend_bos: bool = True
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
+    packing: str = option("wrapped", choices=("wrapped", "best_fit"))
 
     @property
     def schema(self) -> Schema:
-        return TEXT_SCHEMA
+        return {"text": CHECK_TEXT_OR_PARTS}
 
     def for_model(self, kind: str) -> Task:
         variants = {"encoder": LanguageModeling, "seq2seq": PrefixLanguageModeling}
@@ -69,10 +83,12 @@ class LanguageModeling(TextGenerationTask):
         return variants[kind](**self.to_dict())
 
     def is_empty(self, record: Record) -> bool:
-        return not record["text"].strip()
+        text = record["text"]
+        return not (text if isinstance(text, str) else learned_text(text)).strip()
 
     def texts(self, record: Record) -> Iterator[str]:
-        yield record["text"]
+        text = record["text"]
+        yield from [text] if isinstance(text, str) else [part for part, _ in text_parts(text)]
 
     def model_config(
         self, overrides: dict[str, Any], tokenizer: Tokenizer | None
@@ -100,11 +116,17 @@ class LanguageModeling(TextGenerationTask):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """Examples with `ids`, framed by BOS and EOS as the task needs them, and `bytes`."""
+        """Examples with `ids`, framed by BOS and EOS as the task needs them, and `bytes`.
+
+        With parts, or whole packing, also `learn`: see `encode_parts`.
+        """
         assert tokenizer is not None
-        encoded = tokenizer.encode_batch([record["text"] for record in records])
         bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
         eos = [] if bos == eos or not self.prepend_bos else eos
+        whole = self.packing == "best_fit"
+        if whole or not all(isinstance(record["text"], str) for record in records):
+            return encode_parts(records, tokenizer, prefix=bos, suffix=eos, whole=whole)
+        encoded = tokenizer.encode_batch([record["text"] for record in records])
         return [
             {
                 "ids": ids_to_array(ids if record.get("continues") else bos + ids + eos, tokenizer),
@@ -123,12 +145,12 @@ class LanguageModeling(TextGenerationTask):
         training: bool,
     ) -> Batcher:
         assert tokenizer is not None
-        return PackedBatcher(
-            seq_len=seq_len,
-            batch_size=max(1, batch_tokens // seq_len) if batch_tokens else batch_size,
-            bos_id=tokenizer.bos_id,
-            wrap=training,
-        )
+        batch_size = max(1, batch_tokens // seq_len) if batch_tokens else batch_size
+        options: dict[str, Any] = {"seq_len": seq_len, "batch_size": batch_size}
+        options["bos_id"] = tokenizer.bos_id
+        if self.packing == "best_fit":
+            return ExamplePackingBatcher(**options)
+        return PackedBatcher(**options, wrap=training)
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats, and the number of tokens.
@@ -178,7 +200,8 @@ class LanguageModeling(TextGenerationTask):
         self, batch_stats: Sequence[BatchStats], records: Records, indices: np.ndarray
     ) -> np.ndarray:
         """UTF-8 bytes of the labels of each record, [N]."""
-        return np.array([len(record["text"].encode()) for record in records.read(indices)])
+        texts = (learned_text(record["text"]) for record in records.read(indices))
+        return np.array([len(text.encode()) for text in texts])
 
     def resampled_metrics(
         self, results: RecordResults, counts: np.ndarray
@@ -215,7 +238,10 @@ class LanguageModeling(TextGenerationTask):
         return [bos + ids if self.prepend_bos or not ids else ids for ids in rows]
 
     def sample_prompts(self, records: Records) -> list[str]:
-        text = next((r["text"] for r in records if r["text"].strip()), "")
+        text: Any = next((r["text"] for r in records if not self.is_empty(r)), "")
+        if prompt := text_prompt(text):
+            return [prompt[:_MAX_PROMPT_CHARS]]
+        text = learned_text(text)
         return [text[:_SAMPLE_PROMPT_CHARS].rpartition(" ")[0] or text[:_SAMPLE_PROMPT_CHARS]]
 
     def usage_snippet(self) -> str:
@@ -239,6 +265,18 @@ class PrefixLanguageModeling(LanguageModeling):
     """
 
     token_tensors: ClassVar[dict[str, str]] = {"source": "source_mask", "target": "labels"}
+
+    @property
+    def schema(self) -> Schema:
+        return TEXT_SCHEMA
+
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        if self.packing != "wrapped":
+            problems.append(
+                f"packing={self.packing} is for causal models; leave it out, or set model=decoder"
+            )
+        return problems
 
     def model_config(
         self, overrides: dict[str, Any], tokenizer: Tokenizer | None

@@ -46,6 +46,8 @@ class ColumnarStore:
         stores = [store for store in stores if len(store)]
         if not stores:
             return cls({}, {})
+        if any("learn" in store.columns for store in stores):
+            stores = [store._with_learn() for store in stores]
         columns = {
             name: np.concatenate([store.columns[name] for store in stores])
             for name in stores[0].columns
@@ -55,6 +57,15 @@ class ColumnarStore:
             for name in stores[0].offsets
         }
         return cls(columns, offsets)
+
+    def _with_learn(self) -> ColumnarStore:
+        """The store with the column `learn`, true for each token if it has none."""
+        if "learn" in self.columns:
+            return self
+        learn = np.ones(len(self.columns["ids"]), dtype=bool)
+        # In the order of columns of an example with parts.
+        columns = {"ids": self.columns["ids"], "learn": learn, **self.columns}
+        return ColumnarStore(columns, {**self.offsets, "learn": self.offsets["ids"]})
 
     def __len__(self) -> int:
         for name, values in self.columns.items():

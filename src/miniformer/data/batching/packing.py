@@ -10,6 +10,8 @@ Every token is predicted once per epoch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -22,8 +24,9 @@ IGNORE_INDEX = -100  # label without a loss, as in torch
 class PackedBatcher:
     """Divides a chunk of documents into batches of windows.
 
-    A chunk has the columns `ids`, token ids of each document or text block, and `bytes`, the UTF-8
-    bytes of its text.
+    A chunk has the column `ids`, token ids of each document or text block. It may have `learn`,
+    bool for each token, true if the one that follows it is predicted, and `bytes`, the UTF-8 bytes
+    of the predicted text.
 
     Args:
         seq_len: window length T.
@@ -31,10 +34,13 @@ class PackedBatcher:
         bos_id: token that precedes a document.
         wrap: whether windows wrap around at the end of a chunk, as in training; otherwise the rest
             is padding.
+        columns: further columns with a value for each token, which become tensors [B, T].
     """
 
-    def __init__(self, *, seq_len: int, batch_size: int, bos_id: int, wrap: bool) -> None:
-        self.seq_len, self.batch_size = seq_len, batch_size
+    def __init__(
+        self, *, seq_len: int, batch_size: int, bos_id: int, wrap: bool, columns: Sequence[str] = ()
+    ) -> None:
+        self.seq_len, self.batch_size, self.columns = seq_len, batch_size, columns
         self.bos_id, self.wrap = bos_id, wrap
 
     def row_tokens(self, chunk: ColumnarStore) -> float:
@@ -78,15 +84,23 @@ class PackedBatcher:
             # a text; what follows is padding.
             predicted -= int(tokens[0] != self.bos_id)
             labels[columns[:, :-1] >= predicted] = IGNORE_INDEX
-        bytes_per_label = float(chunk.columns["bytes"].sum()) / max(1, predicted)
+        padding = labels == IGNORE_INDEX
+        if "learn" in chunk.columns:
+            learned = np.take(chunk.columns["learn"], columns[:, :-1], mode="wrap")
+            labels[~learned] = IGNORE_INDEX
+            predicted = int(chunk.columns["learn"].sum())
+        num_bytes = chunk.columns["bytes"].sum() if "bytes" in chunk.columns else 0.0
+        bytes_per_label = float(num_bytes) / max(1, predicted)
         batch: Batch = {
             "input_ids": torch.from_numpy(inputs),
             "labels": torch.from_numpy(labels),
             "bytes": bytes_per_label * int((labels != IGNORE_INDEX).sum()),
         }
+        for name in self.columns:
+            values = np.take(chunk.columns[name], columns[:, :-1], axis=0, mode="wrap")
+            batch[name] = torch.from_numpy(values)
         is_start = inputs == self.bos_id
         is_start[:, 0] = False
-        padding = labels == IGNORE_INDEX
         if is_start.any() or padding.any():
             segments = np.where(padding, 0, is_start.cumsum(1) + 1)
             batch["segment_ids"] = torch.from_numpy(segments)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from miniformer.config import UserError
-from miniformer.data.reading.schema import FIELD_HINTS, Checks, RecordCheck
+from miniformer.data.reading.schema import FIELD_HINTS, Checks, DerivedCheck, RecordCheck
 from miniformer.data.reading.suggestions import suggest_flags
 
 Record = dict[str, Any]
@@ -109,6 +109,9 @@ def check_record(record: Record, checks: Checks, *, may_have_surrogates: bool = 
         DataError: a field is missing or invalid.
     """
     for name, check in checks.items():
+        if name not in record and isinstance(check, DerivedCheck):
+            value = check.derive(record)
+            record = record if value is None else {**record, name: value}
         if name not in record:
             fields = ", ".join(map(repr, record)) or "nothing"
             flags = suggest_flags([field for field in checks if field not in record], list(record))
@@ -177,7 +180,8 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
-        yield from (item for item in value if isinstance(item, str))
+        texts = (item.get("text") if isinstance(item, dict) else item for item in value)
+        yield from (text for text in texts if isinstance(text, str))
 
 
 def _find_surrogate(text: str) -> int | None:

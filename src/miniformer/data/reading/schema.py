@@ -30,6 +30,22 @@ class RecordCheck:
     check: Callable[[Mapping[str, Any]], str | None]
 
 
+@dataclasses.dataclass(frozen=True)
+class DerivedCheck:
+    """Check of a field that a record without it may have in another form.
+
+    Args:
+        check: see `FieldCheck`.
+        derive: record without the field -> value of the field, or None.
+    """
+
+    check: FieldCheck
+    derive: Callable[[Mapping[str, Any]], Any]
+
+    def __call__(self, value: Any) -> str | None:
+        return self.check(value)
+
+
 Checks = Mapping[str, FieldCheck | RecordCheck]
 Schema = Mapping[str, FieldCheck | RecordCheck | type]
 
@@ -47,6 +63,39 @@ _FLOAT32_HINT = "the maximum of float32 is 3.4e+38, so scale it down"
 def check_text(value: Any) -> str | None:
     """Checks for a string, which may be empty."""
     return None if isinstance(value, str) else f"must be a string, not {_describe_value(value)}"
+
+
+def check_text_or_parts(value: Any) -> str | None:
+    """Checks for a string, or a list of {"text": string, "learn": true or false}."""
+    if isinstance(value, str):
+        return None
+    if not isinstance(value, list):
+        return f"must be a string or a list of parts, not {_describe_value(value)}"
+    if not value:
+        return "is an empty list; it needs a part, or leave the record out"
+    for number, part in enumerate(value, 1):
+        if not isinstance(part, dict):
+            example = '{"text": "...", "learn": false}'
+            return f"part {number} is {_describe_value(part)}; each is an object such as {example}"
+        if not isinstance(part.get("text"), str):
+            text = _describe_value(part["text"]) if "text" in part else "nothing"
+            return f"part {number} has {text} as text; it must be a string"
+        if not isinstance(part.get("learn", True), bool):
+            learn = _describe_value(part["learn"])
+            return f"part {number} has {learn} as learn; it must be true or false"
+        if unknown := [name for name in part if name not in ("text", "learn")]:
+            return f"part {number} has {unknown[0]!r}; a part has only text and learn"
+    return None
+
+
+def _prompt_and_completion(record: Mapping[str, Any]) -> Any:
+    """Parts of a record with a prompt, which is not learned, and a completion."""
+    if not {"prompt", "completion"} <= record.keys():
+        return None
+    return [{"text": record["prompt"], "learn": False}, {"text": record["completion"]}]
+
+
+CHECK_TEXT_OR_PARTS = DerivedCheck(check_text_or_parts, _prompt_and_completion)
 
 
 def check_label(value: Any) -> str | None:

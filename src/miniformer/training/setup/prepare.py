@@ -404,6 +404,8 @@ def _data_summary(data: MiniFormerDataModule, config: TrainConfig) -> Iterator[s
         yield f"{label} data: {count}" + (f", {tokens:,} tokens" if tokens else "")
         if warning := data.truncation_warning(split):
             yield warning
+        if getattr(data.task, "packing", "wrapped") != "wrapped":
+            yield from data.packing_summary(split)
     if data.num_workers and getattr(data.chunks["train"], "in_memory", None) is not None:
         warnings.warn(
             f"num_workers={data.num_workers} has no effect: the training data is in memory",
