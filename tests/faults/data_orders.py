@@ -123,11 +123,11 @@ def segments_of_whole_examples_are_one(original):
     return collate
 
 
-@fault("miniformer.data.batching.example_packing:ExamplePackingBatcher._pieces")
+@fault("miniformer.data.batching.example_packing:ExamplePackingBatcher._spans")
 def examples_are_split(original):
     """Examples are split in halves."""
 
-    def pieces(self, chunk):
+    def spans(self, chunk):
         import numpy as np
 
         first = original(self, chunk)
@@ -137,17 +137,19 @@ def examples_are_split(original):
         result = np.concatenate(parts)
         return result[result[:, 1] > 0]
 
-    return pieces
+    return spans
 
 
 @fault("miniformer.tasks.common.text_parts:encode_parts")
 def mask_is_one_token_late(original):
     """The mask belongs to tokens, not to those that follow them."""
 
-    def encode_parts(records, tokenizer, *, prefix, suffix, whole):
+    def encode_parts(records, tokenizer, *, prefix, suffix, running_text):
         import numpy as np
 
-        examples = original(records, tokenizer, prefix=prefix, suffix=suffix, whole=whole)
+        examples = original(
+            records, tokenizer, prefix=prefix, suffix=suffix, running_text=running_text
+        )
         for example in examples:
             example["learn"] = np.roll(example["learn"], 1)
         return examples

@@ -123,9 +123,9 @@ class LanguageModeling(TextGenerationTask):
         assert tokenizer is not None
         bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
         eos = [] if bos == eos or not self.prepend_bos else eos
-        whole = self.packing == "best_fit"
-        if whole or not all(isinstance(record["text"], str) for record in records):
-            return encode_parts(records, tokenizer, prefix=bos, suffix=eos, whole=whole)
+        wrapped = self.packing == "wrapped"
+        if not wrapped or not all(isinstance(record["text"], str) for record in records):
+            return encode_parts(records, tokenizer, prefix=bos, suffix=eos, running_text=wrapped)
         encoded = tokenizer.encode_batch([record["text"] for record in records])
         return [
             {

@@ -27,8 +27,8 @@ from miniformer.data.batching.packing import IGNORE_INDEX
 class ExamplePackingBatcher:
     """Divides a chunk of examples into batches of windows of whole examples.
 
-    A plan is an object array of windows. A window is int64 [pieces, 2]: the start of each piece in
-    the column `ids`, and its length. A piece is an example, or a part of one that is too long.
+    A plan is an object array of windows. A window is int64 [spans, 2]: the start of each span in
+    the column `ids`, and its length. A span is an example, or a part of one that is too long.
 
     Args:
         seq_len, batch_size, bos_id, columns: see `PackedBatcher`.
@@ -51,19 +51,19 @@ class ExamplePackingBatcher:
 
         With `rng`, examples of one length are in random order, and so are the windows.
         """
-        pieces = self._pieces(chunk)
-        order = np.arange(len(pieces)) if rng is None else rng.permutation(len(pieces))
-        order = order[np.argsort(-pieces[order, 1], kind="stable")]
-        groups = best_fit(pieces[order, 1].tolist(), self.seq_len)
+        spans = self._spans(chunk)
+        order = np.arange(len(spans)) if rng is None else rng.permutation(len(spans))
+        order = order[np.argsort(-spans[order, 1], kind="stable")]
+        groups = best_fit(spans[order, 1].tolist(), self.seq_len)
         windows = np.empty(len(groups), dtype=object)
         for index, group in enumerate(groups):
-            windows[index] = pieces[order[group]]
+            windows[index] = spans[order[group]]
         if rng is not None:
             rng.shuffle(windows)
         return np.array_split(windows, -(-len(windows) // self.batch_size))
 
-    def _pieces(self, chunk: ColumnarStore) -> np.ndarray:
-        """Start and length of each piece, int64 [pieces, 2]."""
+    def _spans(self, chunk: ColumnarStore) -> np.ndarray:
+        """Start and length of each span, int64 [spans, 2]."""
         lengths, starts = chunk.lengths("ids"), chunk.offsets["ids"][:-1]
         counts = -(-lengths // self.seq_len)
         number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -92,15 +92,15 @@ class ExamplePackingBatcher:
         for row, window in enumerate(windows):
             first = 0
             for number, (start, length) in enumerate(window.tolist(), 1):
-                place, source = slice(first, first + length), slice(start, start + length)
-                inputs[row, place], labels[row, place] = tokens[source], following[source]
+                columns, source = slice(first, first + length), slice(start, start + length)
+                inputs[row, columns], labels[row, columns] = tokens[source], following[source]
                 if ends[np.searchsorted(ends, start + length)] == start + length:
                     labels[row, first + length - 1] = self.bos_id
                 if "learn" in chunk.columns:
-                    labels[row, place][~chunk.columns["learn"][source]] = IGNORE_INDEX
-                segments[row, place] = number
+                    labels[row, columns][~chunk.columns["learn"][source]] = IGNORE_INDEX
+                segments[row, columns] = number
                 for name, values in more.items():
-                    values[row, place] = chunk.columns[name][source]
+                    values[row, columns] = chunk.columns[name][source]
                 first += length
         batch: Batch = {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
         if (segments != 1).any():

@@ -46,7 +46,7 @@ def encode_parts(
     *,
     prefix: list[int],
     suffix: list[int],
-    whole: bool,
+    running_text: bool,
 ) -> list[Example]:
     """Examples with `ids`, `learn` and `bytes`, each part of a text encoded on its own.
 
@@ -54,7 +54,7 @@ def encode_parts(
         records: records with a `text`.
         tokenizer: the tokenizer.
         prefix, suffix: token ids around a text.
-        whole: texts are packed whole, so that none may continue another.
+        running_text: texts may continue one another; false: they are packed whole.
 
     Returns:
         `ids`, int [T]. `learn`, bool [T], belongs to the token that follows each one: the label of
@@ -63,7 +63,7 @@ def encode_parts(
     Raises:
         UserError: a text continues another one, and is to be packed whole.
     """
-    if whole and any(record.get("continues") for record in records):
+    if not running_text and any(record.get("continues") for record in records):
         raise UserError(
             "task_config: packing=best_fit is for records, and the data is running text; leave "
             "packing out"
