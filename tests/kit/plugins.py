@@ -11,6 +11,7 @@ from torch import nn
 
 from miniformer import registry
 from miniformer.data.batching.order import BatchOrder
+from miniformer.model.embedding import Input
 from miniformer.model.matrices import weight_matrices
 
 
@@ -137,10 +138,41 @@ class Reverse(BatchOrder):
         return context.plan_batches()[::-1]
 
 
+class Frames(Input):
+    """Windows of `size` vectors, every `stride`: an input that shortens the sequence."""
+
+    def __init__(self, config, size=4, stride=None):
+        super().__init__()
+        self.size, self.stride = size, stride or size
+        if self.stride > size:
+            raise ValueError(f"stride must be at most size={size}, not {stride}")
+        self.proj = nn.Linear(size * config.input_dim, config.d_model)
+
+    def windows(self, x, value):
+        """[B, T, ...] -> [B, N, ..., size]; the last window is padded with `value`."""
+        missing = (-(x.shape[1] - self.size)) % self.stride if x.shape[1] > self.size else 0
+        missing = max(missing, self.size - x.shape[1])
+        padding = x.new_full((len(x), missing, *x.shape[2:]), value)
+        return torch.cat((x, padding), 1).unfold(1, self.size, self.stride)
+
+    def forward(self, inputs):
+        return self.proj(self.windows(inputs, 0).flatten(2))
+
+    def output_mask(self, mask):
+        """A window is real if it has vectors that no window before it has."""
+        new = self.windows(mask, False)[..., -self.stride :]
+        first = mask[:, :1]
+        return torch.cat((first, new.any(-1)[:, 1:]), 1)
+
+    def max_inputs(self, max_vectors):
+        return self.size + (max_vectors - 1) * self.stride
+
+
 COMPONENTS = {
     "batch_order": {"reverse": Reverse, "short_first": ShortFirst, "poisson": Poisson},
     "transform": {"lora": lora, "int8_layers": int8_layers, "store_int8": store_int8},
     "weight_storage": {"int8": Int8Storage},
+    "input": {"frames": Frames},
 }
 
 

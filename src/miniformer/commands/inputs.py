@@ -171,7 +171,8 @@ def _parse_json_input(line: str, location: str, task: Any, mapper: Any) -> Input
 
 def _reads_texts(task: Any) -> bool:
     """True if an input is one text."""
-    return getattr(task, "input_kind", "text") in ("text", None)
+    kind = getattr(task, "input_kind", getattr(task, "source_kind", "text"))
+    return kind in ("text", None)
 
 
 def _is_json(line: str) -> bool:

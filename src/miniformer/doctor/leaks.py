@@ -19,6 +19,7 @@ Letters: B batch, T length, S source length, V outputs of a position.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ def find_leaks(model: Any, *, tolerance: float = 1e-4, seed: int = 0) -> list[Le
     Raises:
         UserError: the vocabulary has only one token, so inputs cannot be changed.
     """
-    if model.config.input_dim is None:
+    if model.config.input_type == "tokens":
         for name in ("vocab_size", "source_vocab_size"):
             if getattr(model.config, name) == 1:
                 raise UserError(
@@ -94,6 +95,8 @@ class _Probe:
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.length = min(_MAX_LENGTH, self.config.max_seq_len)
+        # Inputs of plug-ins may shorten a sequence, so the check begins after them.
+        self.reads_vectors = self.config.input_type not in ("tokens", "features")
 
     def transformer_leaks(self) -> Iterator[Leak]:
         x, replacement = self._random_inputs(self.length)
@@ -111,8 +114,8 @@ class _Probe:
 
     def seq2seq_leaks(self) -> Iterator[Leak]:
         source_length = min(_MAX_SOURCE_LENGTH, self.config.max_seq_len)
-        target, new_target = self._random_inputs(self.length)
-        source, new_source = self._random_inputs(source_length, self.config.source_vocab_size)
+        target, new_target = self._random_ids(self.length, self.config.vocab_size)
+        source, new_source = self._random_inputs(source_length)
         source_layouts = padded_layouts(source_length, self.device)
         layouts = padded_layouts(self.length, self.device)
         for source_layout, layout in zip(source_layouts, layouts, strict=True):
@@ -180,6 +183,8 @@ class _Probe:
     def _bind_layout(
         self, forward: Callable[..., Tensor], layout: Layout
     ) -> Callable[[Tensor], Tensor]:
+        if self.reads_vectors:
+            forward = partial(_call_with_embeds, forward)
         if layout.segment_ids is not None:
             return lambda x: forward(x, segment_ids=layout.segment_ids)
         if layout.attention_mask is None:
@@ -189,22 +194,36 @@ class _Probe:
     def _forward_of_source(
         self, target: Tensor, *masks: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
+        if self.reads_vectors:
+            return lambda x: self.model(None, target, *masks, source_embeds=x)
         return lambda x: self.model(x, target, *masks)
 
     def _forward_of_target(
         self, source: Tensor, *masks: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
+        if self.reads_vectors:
+            return lambda x: self.model(None, x, *masks, source_embeds=source)
         return lambda x: self.model(source, x, *masks)
 
-    def _random_inputs(self, length: int, vocab_size: int | None = None) -> tuple[Tensor, Tensor]:
+    def _random_inputs(self, length: int) -> tuple[Tensor, Tensor]:
         """Random inputs, and others that differ at every position."""
-        shape, width = (NUM_ROWS, length), self.config.input_dim
-        if width is not None:
-            x, replacement = torch.randn(2, *shape, width, device=self.device).to(self.dtype)
-            return x, replacement
-        vocab_size = vocab_size or self.config.vocab_size
+        width = self.config.d_model if self.reads_vectors else self.config.input_dim
+        if width is None:
+            vocab_size = self.config.source_vocab_size or self.config.vocab_size
+            return self._random_ids(length, vocab_size)
+        x, replacement = torch.randn(2, NUM_ROWS, length, width, device=self.device).to(self.dtype)
+        return x, replacement
+
+    def _random_ids(self, length: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+        shape = (NUM_ROWS, length)
         x = torch.randint(0, vocab_size, shape, device=self.device)
         return x, (x + torch.randint(1, vocab_size, shape, device=self.device)) % vocab_size
+
+
+def _call_with_embeds(
+    forward: Callable[..., Tensor], x: Tensor, mask: Tensor | None = None, **options: Any
+) -> Tensor:
+    return forward(None, mask, inputs_embeds=x, **options)
 
 
 _OUTPUT_NAMES = {False: "outputs", True: "vectors"}

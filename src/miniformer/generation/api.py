@@ -14,7 +14,7 @@ from torch import Tensor
 
 from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.beam_search import beam_search
-from miniformer.generation.inputs import PromptBatch, left_pad
+from miniformer.generation.inputs import PromptBatch, left_pad, left_pad_vectors
 from miniformer.generation.logits_processors import Processor
 from miniformer.generation.loop import StepOutput, StopFn, decode, prefill
 from miniformer.generation.runtime import eval_mode
@@ -28,11 +28,12 @@ class GenerationInput:
 
     Args:
         input_ids: prompt, or decoder prompt of an encoder-decoder model.
-        source: encoder input; None for a decoder-only model.
+        source: encoder input, token ids or vectors, float [S, input_dim]; None for a decoder-only
+            model.
     """
 
     input_ids: Sequence[int]
-    source: Sequence[int] | None = None
+    source: Sequence[int] | Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +201,10 @@ def pad_inputs(inputs: Sequence[GenerationInput] | PromptBatch) -> PromptBatch:
     ids, mask = left_pad([item.input_ids for item in inputs], "prompt")
     if inputs[0].source is None:
         return PromptBatch(ids, mask)
-    return PromptBatch(ids, mask, *left_pad([item.source or [] for item in inputs], "source"))
+    sources: list[Any] = [[] if item.source is None else item.source for item in inputs]
+    if isinstance(inputs[0].source, Tensor) and inputs[0].source.dim() > 1:
+        return PromptBatch(ids, mask, *left_pad_vectors(sources))
+    return PromptBatch(ids, mask, *left_pad(sources, "source"))
 
 
 def require_single(options: GenerationConfig, name: str, verb: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
@@ -21,7 +23,8 @@ class PromptBatch:
     Args:
         ids: int [B, T]; the last column is real in every row.
         mask: real tokens of `ids`, bool [B, T]; None: all.
-        source: inputs of the encoder, int [B, S]; None for a decoder-only model.
+        source: inputs of the encoder, int [B, S] or float [B, S, F]; None for a decoder-only
+            model.
         source_mask: real tokens of `source`, bool [B, S]; None: all.
     """
 
@@ -62,6 +65,17 @@ def left_pad(rows: Sequence[Sequence[int]], name: str) -> tuple[Tensor, Tensor |
     lengths = torch.tensor([len(row) for row in lists])
     mask = torch.arange(width) >= width - lengths[:, None]
     return ids, None if bool(mask.all()) else mask
+
+
+def left_pad_vectors(rows: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+    """Pads sources of vectors, float [S, F], on the left; see `left_pad`."""
+    if not all(map(len, rows)):
+        raise UserError("a source is empty; a source needs at least one vector")
+    width = max(map(len, rows))
+    padded = torch.stack([F.pad(row, (0, 0, width - len(row), 0)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], device=padded.device)
+    mask = torch.arange(width, device=padded.device) >= width - lengths[:, None]
+    return padded, None if bool(mask.all()) else mask
 
 
 def as_token_ids(prompt: Sequence[int]) -> list[int]:

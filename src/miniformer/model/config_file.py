@@ -196,6 +196,7 @@ def required_packages(
     used += [("weight_storage", str(item["type"])) for item in weight_storage.values()]
     for field in dataclasses.fields(config):
         kinds, value = field.metadata.get("of"), getattr(config, field.name)
+        value = value["type"] if isinstance(value, dict) and kinds else value
         used += [(kind, value) for kind in (kinds or "").split(",") if kind and value is not None]
     packages = [registry.package_of(kind, name) for kind, name in dict.fromkeys(used)]
     return tuple(dict.fromkeys(filter(None, [*packages, *others])))

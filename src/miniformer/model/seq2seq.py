@@ -213,7 +213,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
 
     def generate(
         self,
-        source: Tensor | Sequence[Sequence[int]],
+        source: Tensor | Sequence[Sequence[int] | Tensor],
         max_new_tokens: int = 50,
         *,
         source_mask: Tensor | None = None,
@@ -225,7 +225,8 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         """Generates targets of sources with a key-value cache.
 
         Args:
-            source: token ids, int [B, S], or a list of sources of any lengths.
+            source: token ids, int [B, S], or vectors, float [B, S, input_dim]; or a list of sources
+                of any lengths.
             source_mask: bool [B, S], True = a real token; None: all are. Not for a list.
             max_new_tokens: maximum number of tokens of a target.
             start_id: the decoder's first input; it is not part of the target.
@@ -251,7 +252,8 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             ids = torch.tensor([start]).expand(len(source), -1)
             outputs = generate(PromptBatch(ids, None, source, source_mask))
             return api.pad_outputs(outputs, config.eos_token_ids).to(source.device)
-        outputs = generate([api.GenerationInput(start, as_token_ids(row)) for row in source])
+        sources = [row if _is_vectors(row) else as_token_ids(row) for row in source]
+        outputs = generate([api.GenerationInput(start, row) for row in sources])
         return [output.tokens for output in outputs]
 
     def new_cache(
@@ -274,3 +276,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
     def _scale(self, x: Tensor) -> Tensor:
         scale = self.config.embedding_scale
         return x if scale is None else x * scale
+
+
+def _is_vectors(row: Any) -> bool:
+    return isinstance(row, Tensor) and row.is_floating_point() and row.dim() > 1

@@ -43,8 +43,8 @@ class Classification(LabelTask):
         r_drop: weight of the divergence between two passes over each batch, which differ by their
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
         classes, class_weights, class_counts, balanced_sampling: see `LabelTask`.
-        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
-            feature_stds: see `InputTask`.
+        input_kind, input_dim, max_input_len, bpe_dropout, shared_token_types, standardize,
+            feature_means, feature_stds: see `InputTask`.
     """
 
     name: ClassVar[str] = "classification"

@@ -20,7 +20,8 @@ class EmbeddingTask(InputTask):
     """The task `embedding` of imported encoders. It cannot be trained.
 
     Args:
-        input_kind, input_dim, standardize, feature_means, feature_stds: see `InputTask`.
+        input_kind, input_dim, max_input_len, standardize, feature_means, feature_stds: see
+            `InputTask`.
     """
 
     name: ClassVar[str] = "embedding"

@@ -101,7 +101,7 @@ class LanguageModeling(TextGenerationTask):
                 "model_config: causal must be true for language modeling, "
                 "or the model sees its own labels"
             )
-        require_null(config, ("input_dim", "output_dim"), "language modeling")
+        require_null(config, ("input_dim", "input", "output_dim"), "language modeling")
         super().check(config, tokenizer)
 
     def record_warnings(self, records: Records) -> Iterator[str]:
@@ -284,7 +284,7 @@ class PrefixLanguageModeling(LanguageModeling):
         return Task.model_config(self, overrides, tokenizer)
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
-        require_null(config, ("input_dim", "output_dim"), "language modeling")
+        require_null(config, ("input_dim", "input", "output_dim"), "language modeling")
         if config.max_seq_len < 2:
             raise UserError("model_config: max_seq_len must be at least 2, a prefix and a label")
         Task.check(self, config, tokenizer)

@@ -58,8 +58,8 @@ class MaskedLM(InputTask):
         field: the record field to read: text, split into windows of `seq_len`; or input, a text or
             a pair of texts.
         mask_share: fraction of tokens to predict, drawn anew in each epoch.
-        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
-            feature_stds: see `InputTask`.
+        input_kind, input_dim, max_input_len, bpe_dropout, shared_token_types, standardize,
+            feature_means, feature_stds: see `InputTask`.
     """
 
     name: ClassVar[str] = "masked_lm"

@@ -44,8 +44,8 @@ class MultiLabelClassification(LabelTask):
         classes, class_counts: see `LabelTask`.
         class_weights: weight of the positive records of each label: balanced: negative records per
             positive record; or a list in the order of `classes`; null: 1.
-        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
-            feature_stds: see `InputTask`.
+        input_kind, input_dim, max_input_len, bpe_dropout, shared_token_types, standardize,
+            feature_means, feature_stds: see `InputTask`.
     """
 
     name: ClassVar[str] = "multilabel_classification"

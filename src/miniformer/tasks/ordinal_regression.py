@@ -35,8 +35,8 @@ class OrdinalRegression(Classification):
             data, ascending. Names have no order of their own, so that they must be given.
         class_weights, class_counts, balanced_sampling: see `LabelTask`.
         label_smoothing, r_drop: see `Classification`.
-        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
-            feature_stds: see `InputTask`.
+        input_kind, input_dim, max_input_len, bpe_dropout, shared_token_types, standardize,
+            feature_means, feature_stds: see `InputTask`.
     """
 
     name: ClassVar[str] = "ordinal_regression"

@@ -51,8 +51,8 @@ class Regression(InputTask):
             swings beyond the training data. none: values are plain targets.
         scale_epsilon: added to the std of the feature, which may be 0; null: 0.05 times its mean
             std within the inputs of the training data, or 1 if that is 0.
-        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
-            feature_stds: see `InputTask`.
+        input_kind, input_dim, max_input_len, bpe_dropout, shared_token_types, standardize,
+            feature_means, feature_stds: see `InputTask`.
     """
 
     name: ClassVar[str] = "regression"

@@ -32,7 +32,7 @@ from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput, generate
-from miniformer.tasks.base import BatchStats, concat_batches
+from miniformer.tasks.base import BatchStats, Task, concat_batches
 from miniformer.tasks.common.copy_noise import (
     SHARED_COLUMN,
     find_longest_shared,
@@ -81,6 +81,9 @@ class Seq2Seq(TextGenerationTask):
             exact match, BLEU and chrF; the test generates all. 0: none, in the test either.
         num_beams, length_penalty: see `GenerationConfig`; of the test and the trained model.
             Validation decodes greedily to save time.
+        source_kind: text, or features (a list of vectors); null: as in the training data.
+        input_dim, max_input_len, standardize, feature_means, feature_stds: of vectors; see
+            `InputTask`.
     """
 
     name: ClassVar[str] = "seq2seq"
@@ -104,10 +107,46 @@ class Seq2Seq(TextGenerationTask):
     eval_generate_samples: int = option(500, low=0)
     num_beams: int = option(1, low=1)
     length_penalty: float = 1.0
+    source_kind: str | None = option(None, choices=("text", "features"))
+    input_dim: int | None = option(None, low=1)
+    max_input_len: int | None = option(None, low=1)
+    standardize: bool = True
+    feature_means: list[float] | None = None
+    feature_stds: list[float] | None = None
+
+    def cross_check(self) -> list[str]:
+        given = {"input_dim", "feature_means", "feature_stds", "max_input_len"}
+        for name in sorted(given) if self.source_kind == "text" else ():
+            if getattr(self, name) is not None:
+                return [f"{name} is for vectors, and sources are texts; leave it out"]
+        return super().cross_check()
+
+    def for_model(self, kind: str) -> Task:
+        """`FeatureSeq2Seq` for sources that are vectors."""
+        super().for_model(kind)
+        if self.source_kind != "features" or "source" not in self.schema:
+            return self
+        from miniformer.tasks.feature_seq2seq import FeatureSeq2Seq
+
+        if isinstance(self, FeatureSeq2Seq):
+            return self
+        if type(self) is not Seq2Seq:
+            raise UserError(f"task_config: {self.name} has no sources of vectors")
+        return FeatureSeq2Seq(**self.to_dict())
+
+    def fit(self, records: Records) -> Any:
+        """Infers the kind of the sources from the first record."""
+        if self.source_kind is not None or "source" not in self.schema:
+            return self
+        first = next(iter(records), {"source": ""})["source"]
+        kind = "text" if isinstance(first, str) else "features"
+        fitted = dataclasses.replace(self, source_kind=kind)
+        return fitted if kind == "text" else fitted.for_model("seq2seq").fit(records)
 
     @property
     def schema(self) -> Schema:
-        return {"source": schema.check_text, "target": schema.check_text}
+        source = schema.check_text if self.source_kind == "text" else schema.check_source
+        return {"source": source, "target": schema.check_text}
 
     def texts(self, record: Record) -> Iterator[str]:
         yield record["source"]
@@ -126,7 +165,7 @@ class Seq2Seq(TextGenerationTask):
         for record, (source, cut), target in zip(records, sources, targets, strict=True):
             row = [*frame.prefix, *target, *frame.suffix]  # a truncated target has no EOS
             example = {
-                "source": ids_to_array(source, tokenizer.source_tokenizer),
+                "source": self.source_array(source, tokenizer),
                 "labels": ids_to_array(row[:max_length], tokenizer),
                 "reference": np.frombuffer(record["target"].encode(), dtype=np.uint8),
                 "cut": cut + max(0, len(row) - max_length),
@@ -135,6 +174,10 @@ class Seq2Seq(TextGenerationTask):
                 example[SHARED_COLUMN] = self._shared_part(example, tokenizer)
             examples.append(example)
         return examples
+
+    def source_array(self, source: Any, tokenizer: Tokenizer) -> np.ndarray:
+        """An encoded source as the array of an example."""
+        return ids_to_array(source, tokenizer.source_tokenizer)
 
     def _shared_part(self, example: Example, tokenizer: Tokenizer) -> np.ndarray:
         """Longest part of the source that the target has, special tokens apart."""
@@ -161,18 +204,32 @@ class Seq2Seq(TextGenerationTask):
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         super().check(config, tokenizer)
+        if config.input_dim != self.required_input_dim():
+            required = self.required_input_dim()
+            raise UserError(
+                f"model_config: input_dim must be {'null' if required is None else required} for "
+                f"this data, not {config.input_dim}; leave it out"
+            )
         if tokenizer is not None:
             frame = tokenizer.source_tokenizer.sequence_template
             # A target has a start token and at least one label.
             min_length = max(2, len(frame.prefix) + len(frame.suffix) + 1)
             check_max_seq_len(config, min_length, "sources and targets")
         if self.bpe_dropout and tokenizer is not None:
-            BPEMerges(tokenizer), BPEMerges(tokenizer.source_tokenizer)  # raise unless bpe
+            self.bpe_merges(tokenizer)  # raises unless bpe
         if self.copy_noise and tokenizer is not None and tokenizer.separate_source_tokenizer:
             raise UserError(
                 "task_config: copy_noise needs one tokenizer for sources and targets, and sources "
                 "have their own; leave out source_tokenizer, or copy_noise"
             )
+
+    def required_input_dim(self) -> int | None:
+        """Width of the vectors of sources; None: they are texts."""
+        return None
+
+    def bpe_merges(self, tokenizer: Tokenizer) -> dict[str, BPEMerges]:
+        """Merges of the columns that `bpe_dropout` changes; raises a UserError unless bpe."""
+        return {"source": BPEMerges(tokenizer.source_tokenizer), "labels": BPEMerges(tokenizer)}
 
     def decoder_start_token_id(self, tokenizer: Tokenizer) -> int:
         """Id of the decoder's first input token."""
@@ -180,12 +237,7 @@ class Seq2Seq(TextGenerationTask):
 
     def collate_fn(self, tokenizer: Tokenizer | None, *, seq_len: int, training: bool) -> CollateFn:
         assert tokenizer is not None
-        merges = {}
-        if self.bpe_dropout and training:
-            merges = {
-                "source": BPEMerges(tokenizer.source_tokenizer),
-                "labels": BPEMerges(tokenizer),
-            }
+        merges = self.bpe_merges(tokenizer) if self.bpe_dropout and training else {}
         collate: CollateFn = partial(
             collate_seq2seq,
             start_id=self.decoder_start_token_id(tokenizer),
@@ -228,18 +280,19 @@ class Seq2Seq(TextGenerationTask):
             temperature=0.0,
             eos_id=batch["end_id"],
         )
-        source, mask = batch["source"][:num_samples], batch.get("source_mask")
-        lengths = (
-            [source.shape[1]] * num_samples if mask is None else mask[:num_samples].sum(1).tolist()
-        )
-        rows = [row[:length] for row, length in zip(source.tolist(), lengths, strict=True)]
-        start = [int(batch["target"][0, 0])]
+        rows, start = self.source_rows(batch, num_samples), [int(batch["target"][0, 0])]
         outputs = generate(model, [GenerationInput(start, row) for row in rows], options)
         stats["generated"] = [output.tokens for output in outputs]
         stats["references"] = batch["references"][:num_samples]
         beams = generation_config.num_beams
         stats["decoding"] = "greedy decoding" if beams == 1 else f"beam search with {beams} beams"
         return stats
+
+    def source_rows(self, batch: Batch, num_rows: int) -> list[Any]:
+        """The first sources of a batch, without padding, for `GenerationInput`."""
+        source, mask = batch["source"][:num_rows], batch.get("source_mask")
+        lengths = [source.shape[1]] * num_rows if mask is None else mask[:num_rows].sum(1).tolist()
+        return [row[:length] for row, length in zip(source.tolist(), lengths, strict=True)]
 
     def compute_metrics(
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
@@ -370,13 +423,7 @@ class Seq2Seq(TextGenerationTask):
     ) -> list[Any]:
         """The best target of each source; see `generate_text`."""
         assert tokenizer is not None
-        problems = {
-            number: f"must be a string, not {text!r}"
-            for number, text in enumerate(inputs)
-            if not isinstance(text, str)
-        }
-        if problems:
-            raise InputError(problems)
+        self.check_sources(inputs)
         options = dataclasses.replace(options, num_return_sequences=1)
         if batch_size is None:
             return self.generate_text(model, tokenizer, inputs, options, truncate=truncate)
@@ -384,3 +431,13 @@ class Seq2Seq(TextGenerationTask):
             model, tokenizer, inputs, options, truncate=truncate, batch_size=batch_size
         )
         return [text for text, _ in outputs]
+
+    def check_sources(self, inputs: Sequence[Any]) -> None:
+        """Raises an InputError for sources of another kind than those of training."""
+        problems = {
+            number: f"must be a string, not {text!r}"
+            for number, text in enumerate(inputs)
+            if not isinstance(text, str)
+        }
+        if problems:
+            raise InputError(problems)

@@ -17,6 +17,7 @@ VECTORS = [{**record, "input": [[1.0, 2.0], [float(n), 3.0]]} for n, record in e
 DOCUMENTS = [{"text": "ab cd"}, {"text": "ef"}]
 TAGS = [{"tokens": ["ab", "cd" * n], "tags": [0, n % 2]} for n in range(1, 13)]
 TARGETS = [{"source": "ab", "target": "cd"}, {"source": "e", "target": "f"}]
+SERIES = [{"source": record["input"], "target": "ab"} for record in VECTORS]
 DATA = {
     "classification": [TEXTS, PAIRS, VECTORS],
     "token_classification": [TAGS],
@@ -25,13 +26,14 @@ DATA = {
     "ordinal_regression": [TEXTS, PAIRS, VECTORS],
     "masked_lm": [DOCUMENTS, TEXTS, PAIRS],
     "language_modeling": [DOCUMENTS],
-    "seq2seq": [TARGETS],
+    "seq2seq": [TARGETS, SERIES],
 }
 # A value of each option that is not its default.
 GIVEN = {
     "input_kind": ["text", "pair", "features"], "input_dim": [2, 3], "bpe_dropout": [0.1],
     "copy_noise": [0.5],
-    "shared_token_types": [True], "standardize": [False],
+    "shared_token_types": [True], "standardize": [False], "max_input_len": [9],
+    "source_kind": ["text", "features"],
     "feature_means": [[1.0, 2.0]], "feature_stds": [[2.0, 3.0]],
     "classes": [[1, 0], [0, 1, 2]], "class_weights": [[1.0, 2.0], "balanced"],
     "balanced_sampling": [0.5], "class_counts": [[3, 4]],
@@ -95,7 +97,7 @@ def test_task_options_survive_fit_or_are_refused_or_announced(name, option, valu
     except UserError as error:
         problem = str(error)
     if problem is not None:  # by the option's own name, or since records have no such field
-        assert option in problem or "input" in problem or "label" in problem
+        assert any(name in problem for name in (option, "input", "label", "source"))
         return
     if (option, value) == ("class_weights", "balanced"):
         assert isinstance(task.class_weights, list)  # computed from the data
@@ -127,7 +129,7 @@ def test_scale_epsilon_without_a_series_is_announced():
 
 # The least and the most that each number may be, and a value just beyond each.
 LIMITS = {
-    "input_dim": [(1, 0)], "bpe_dropout": [(0.0, -0.001), (0.99, 0.991)],
+    "input_dim": [(1, 0)], "max_input_len": [(1, 0)], "bpe_dropout": [(0.0, -0.001), (0.99, 0.991)],
     "copy_noise": [(0.0, -0.001), (1.0, 1.001)],
     "balanced_sampling": [(0.0, -0.001), (1.0, 1.001)],
     "thresholds": [(0.0, -0.001), (1.0, 1.001)],

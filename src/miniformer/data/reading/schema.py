@@ -98,6 +98,17 @@ def _prompt_and_completion(record: Mapping[str, Any]) -> Any:
 CHECK_TEXT_OR_PARTS = DerivedCheck(check_text_or_parts, _prompt_and_completion)
 
 
+def check_source(value: Any) -> str | None:
+    """Checks for a text or feature vectors."""
+    problem = None if isinstance(value, str) else check_model_input(value)
+    if isinstance(value, str) or (problem is None and input_kind(value) == "features"):
+        return None
+    is_vectors = isinstance(value, list) and bool(value) and isinstance(value[0], list | dict)
+    if problem is not None and is_vectors:
+        return problem
+    return f"must be a string or a list of vectors, not {_describe_value(value)}"
+
+
 def check_label(value: Any) -> str | None:
     """Checks for a class number or a class name."""
     if value == "":

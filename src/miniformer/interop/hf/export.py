@@ -139,8 +139,8 @@ def select_family(
             if (model_class.is_classifier, model_class.per_token) != (is_classifier, per_token):
                 continue
             hf_config, blocked = write_config(family, name, config)
-            if config.input_dim is not None:
-                blocked = ["input_dim", *blocked]
+            if config.input_type != "tokens":
+                blocked = ["input_dim" if config.input is None else "input", *blocked]
             if not blocked:
                 return family, name, hf_config
             if nearest is None or len(blocked) < nearest[0]:

@@ -33,32 +33,18 @@ def encode_inputs(
     seq_len: int,
     *,
     shared_token_types: bool = False,
-    feature_scales: tuple[list[float], list[float]] | None = None,
 ) -> list[Example]:
     """Examples with `inputs`, from the `input` of records, and `cut`, the truncated length.
 
-    | kind     | inputs                                        | token_types           |
-    |----------|-----------------------------------------------|-----------------------|
-    | text     | boundary, text: int [T]                       |                       |
-    | pair     | boundary, first, boundary, second: int [T]    | 0, 1 from the second  |
-    | features | vectors: float32 [T, input_dim]               |                       |
+    | kind | inputs                                        | token_types           |
+    |------|-----------------------------------------------|-----------------------|
+    | text | boundary, text: int [T]                       |                       |
+    | pair | boundary, first, boundary, second: int [T]    | 0, 1 from the second  |
 
     The template of a tokenizer, if it has one, replaces the boundaries. With `shared_token_types`,
-    tokens that both texts of a pair contain have type 2 in the first and 3 in the second. With
-    `feature_scales`, the means and standard deviations of the features, vectors are standardized.
+    tokens that both texts of a pair contain have type 2 in the first and 3 in the second.
     """
     values = [record["input"] for record in records]
-    if kind == "features":
-        if feature_scales is None:
-            arrays = [features_to_array(value) for value in values]
-        else:
-            arrays = [
-                standardize(features_to_array(value, np.float64), *feature_scales)
-                for value in values
-            ]
-        return [
-            {"inputs": array[:seq_len], "cut": max(0, len(array) - seq_len)} for array in arrays
-        ]
     assert tokenizer is not None
     frame, max_ids = tokenizer.input_template, max(0, seq_len - num_special_tokens(kind, tokenizer))
     if kind == "text":
@@ -84,6 +70,25 @@ def encode_inputs(
         cut = len(first) + len(second) - a - b
         examples.append({"inputs": ids_to_array(row, tokenizer), "token_types": types, "cut": cut})
     return examples
+
+
+def encode_features(
+    values: Sequence[Any], max_length: int, means: list[float] | None, stds: list[float] | None
+) -> list[Example]:
+    """Examples with `inputs`, float32 [T, input_dim], and `cut`, the truncated length.
+
+    Args:
+        values: lists of vectors.
+        max_length: maximum number T of vectors.
+        means, stds: statistics of the features, to standardize them; None: they stay as they are.
+    """
+    if means is None or stds is None:
+        arrays = [features_to_array(value) for value in values]
+    else:
+        arrays = [standardize(features_to_array(x, np.float64), means, stds) for x in values]
+    return [
+        {"inputs": array[:max_length], "cut": max(0, len(array) - max_length)} for array in arrays
+    ]
 
 
 def num_special_tokens(kind: str, tokenizer: Tokenizer) -> int:

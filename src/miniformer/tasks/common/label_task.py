@@ -41,8 +41,8 @@ class LabelTask(InputTask):
             with n records are drawn in proportion to n ** -power; an epoch has as many records as
             the data. 1: each class is drawn equally often; 0: each record is drawn once.
         class_counts: training records of each class; null: counted.
-        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
-            feature_stds: see `InputTask`.
+        input_kind, input_dim, max_input_len, bpe_dropout, shared_token_types, standardize,
+            feature_means, feature_stds: see `InputTask`.
     """
 
     classes: list[Any] | None = None

@@ -92,7 +92,7 @@ def score(
     with eval_mode(model), torch.inference_mode():
         for batch in _length_batches(windows):
             token_rows = [rows[number][begin : end + 1] for number, begin, end, _ in batch]
-            sources = [inputs[number].source for number, *_ in batch]
+            sources: list[Any] = [inputs[number].source for number, *_ in batch]
             firsts = [first - begin - 1 for _, begin, _, first in batch]
             scores = _score_batch(model, token_rows, sources, firsts)
             for (number, begin, *_), window_scores in zip(batch, scores, strict=True):

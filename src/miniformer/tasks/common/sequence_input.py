@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Self
@@ -31,12 +30,13 @@ from miniformer.tasks.common.input_encoding import (
     check_inputs,
     check_max_seq_len,
     collate_inputs,
+    encode_features,
     encode_inputs,
     input_validator,
     model_inputs,
     num_special_tokens,
 )
-from miniformer.tasks.common.standardize import feature_statistics
+from miniformer.tasks.common.standardize import feature_statistics, statistics_problems
 
 _ENCODE_BATCH_SIZE = 256  # enough for a tokenizer to encode in parallel
 _BATCH_TOKENS = 8192  # of inputs predicted at once, padding included
@@ -52,6 +52,8 @@ class InputTask(Task):
         bpe_dropout: probability of undoing each BPE merge, drawn anew in each epoch (see
             `miniformer.data.tokenizers.bpe_dropout`); needs a bpe tokenizer.
         input_dim: width of feature vectors; null: as in the training data.
+        max_input_len: maximum vectors or tokens of an input; null: seq_len, or as many as the
+            model's `input` makes seq_len vectors of.
         shared_token_types: mark tokens of a pair that the other text contains, too, by token types
             2 and 3, which a model can hardly learn from little data.
         standardize: standardize each feature of vector inputs; false: use raw features.
@@ -65,6 +67,7 @@ class InputTask(Task):
 
     input_kind: str | None = option(None, choices=("text", "pair", "features"))
     input_dim: int | None = option(None, low=1)
+    max_input_len: int | None = option(None, low=1)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
     shared_token_types: bool = False
     standardize: bool = True
@@ -72,7 +75,6 @@ class InputTask(Task):
     feature_stds: list[float] | None = None
 
     def cross_check(self) -> list[str]:
-        means, stds = self.feature_means, self.feature_stds
         if self.input_kind in ("text", "pair"):
             given = [
                 name
@@ -81,22 +83,7 @@ class InputTask(Task):
             ]
             if given:
                 return [f"{given[0]} is for vectors, and inputs are texts; leave it out"]
-        if means is None and stds is None:
-            return []
-        if means is None or stds is None:
-            return ["feature_means and feature_stds need each other; set both or none"]
-        if not self.standardize:
-            return ["feature_means and feature_stds have no effect with standardize=false"]
-        problems = []
-        if len(means) != len(stds) or self.input_dim not in (None, len(means)):
-            dim = f", and input_dim is {self.input_dim}" if self.input_dim is not None else ""
-            problems.append(
-                f"feature_means has {len(means)} numbers and feature_stds {len(stds)}{dim}; each "
-                "needs one for each feature"
-            )
-        if not all(map(math.isfinite, [*means, *stds])) or not all(std > 0 for std in stds):
-            problems.append("feature_means must be finite, and feature_stds finite and above 0")
-        return problems
+        return statistics_problems(self)
 
     @property
     def schema(self) -> Schema:
@@ -173,16 +160,12 @@ class InputTask(Task):
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
         """Encodes the inputs of records; see `input_encoding.encode_inputs`."""
-        scales = None
-        if self.feature_means is not None and self.feature_stds is not None:
-            scales = (self.feature_means, self.feature_stds)
+        seq_len, kind = self.max_input_len or seq_len, self.resolved_input_kind()
+        if kind == "features":
+            values = [record["input"] for record in records]
+            return encode_features(values, seq_len, self.feature_means, self.feature_stds)
         return encode_inputs(
-            records,
-            self.resolved_input_kind(),
-            tokenizer,
-            seq_len,
-            shared_token_types=self.shared_token_types,
-            feature_scales=scales,
+            records, kind, tokenizer, seq_len, shared_token_types=self.shared_token_types
         )
 
     def can_truncate(self) -> bool:
@@ -322,7 +305,7 @@ class InputTask(Task):
             InputError: inputs differ in kind from the training data, or are longer than
                 max_seq_len.
         """
-        limit = model.config.max_seq_len
+        limit = self.max_input_len or model.config.max_seq_len
         records = check_inputs(inputs, self.resolved_input_kind(), self.input_dim)
         examples: list[Example] = []
         for first in range(0, len(records), _ENCODE_BATCH_SIZE):

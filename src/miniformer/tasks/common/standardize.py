@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,13 +34,35 @@ def is_constant(mean: float, std: float) -> bool:
     return not std > _CONSTANT_EPSILON * abs(mean)
 
 
-def feature_statistics(records: Records) -> tuple[list[float], list[float]]:
+def statistics_problems(task: Any) -> list[str]:
+    """Problems of the options of a task for the statistics of features; see `InputTask`."""
+    means, stds = task.feature_means, task.feature_stds
+    if means is None and stds is None:
+        return []
+    if means is None or stds is None:
+        return ["feature_means and feature_stds need each other; set both or none"]
+    if not task.standardize:
+        return ["feature_means and feature_stds have no effect with standardize=false"]
+    problems = []
+    if len(means) != len(stds) or task.input_dim not in (None, len(means)):
+        dim = f", and input_dim is {task.input_dim}" if task.input_dim is not None else ""
+        problems.append(
+            f"feature_means has {len(means)} numbers and feature_stds {len(stds)}{dim}; each "
+            "needs one for each feature"
+        )
+    if not all(map(math.isfinite, [*means, *stds])) or not all(std > 0 for std in stds):
+        problems.append("feature_means must be finite, and feature_stds finite and above 0")
+    return problems
+
+
+def feature_statistics(records: Records, field: str = "input") -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each feature over all vectors of the records' inputs.
 
     A constant feature has the standard deviation 1, a valid divisor.
 
     Args:
-        records: each `input` is a list of vectors of width F.
+        records: the data.
+        field: field of a record that is a list of vectors of width F.
 
     Returns:
         Two lists of F numbers, in the units of the data.
@@ -47,7 +70,7 @@ def feature_statistics(records: Records) -> tuple[list[float], list[float]]:
     # Merges the moments of each input into the running moments (Chan et al. 1979).
     count, mean, squares = 0, np.zeros(1), np.zeros(1)
     for record in records:
-        vectors = features_to_array(record["input"], np.float64)  # [T, F]
+        vectors = features_to_array(record[field], np.float64)  # [T, F]
         own = vectors.mean(0)
         delta = own - mean
         total = count + len(vectors)

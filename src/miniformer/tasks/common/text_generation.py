@@ -77,7 +77,8 @@ class TextGenerationTask(Task):
         constraints = _make_constraints(tokenizer, options)
         # Batches are of similar lengths.
         order = sorted(
-            range(len(inputs)), key=lambda n: len(inputs[n].source or inputs[n].input_ids)
+            range(len(inputs)),
+            key=lambda n: len(inputs[n].input_ids if (x := inputs[n].source) is None else x),
         )
         copies = options.num_return_sequences
         outputs: dict[int, list[api.GenerationOutput]] = {}

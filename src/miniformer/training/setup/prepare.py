@@ -31,6 +31,7 @@ from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.resume.config import check_same_data
 from miniformer.training.setup.init_from import load_pretrained_weights, transform_model
+from miniformer.training.setup.input_length import fit_input_length
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.resolve import Resolution, resolve_config
 from miniformer.training.setup.tokenizers import load_run_tokenizer, make_tokenizer
@@ -161,6 +162,8 @@ def prepare(
         fields = {**SIZE_PRESETS.get(config.model_size or "", {}), **settings.config.model_config}
         model_config = TransformerConfig.from_dict(task.model_config(fields, tokenizer))
         task.check(model_config, tokenizer)
+        if model_config.input is not None:
+            task = fit_input_length(task, model_config, seq_len)
         data = MiniFormerDataModule(
             records or config.train_path,
             **eval_records,

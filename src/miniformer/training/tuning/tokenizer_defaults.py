@@ -58,6 +58,8 @@ def resolve_tokenizer(
         name, texts = "inputs", partial(iter_texts, task, records)
     elif task.text_fields is not None:
         name, texts = "targets", partial(iter_texts, task, records, 1)
+    elif getattr(task, "source_kind", None) == "features":
+        name, texts = "targets", partial(iter_texts, task, records)
     else:
         return None
     sample = [text for text in islice(texts(), _MAX_SAMPLED_TEXTS) if text.strip()]

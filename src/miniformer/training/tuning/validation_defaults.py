@@ -74,7 +74,8 @@ def class_balance(records: Records) -> float:
 def _generation_metric(task: Task, records: Records) -> tuple[str, str]:
     """Metric of generated targets, and the reason."""
     sample = islice(records, _MAX_SAMPLED_TARGETS)
-    targets = [text for record in sample for text in islice(task.texts(record), 1, 2)]
+    first = 0 if getattr(task, "source_kind", None) == "features" else 1  # vectors are no text
+    targets = [text for record in sample for text in islice(task.texts(record), first, first + 1)]
     tokens = [token for text in targets for token in text.split()]
     if not tokens or not {"exact_match", "bleu", "chrf"} <= set(task.metrics):
         return task.metrics[0], f"default of {task.name}"
