@@ -78,7 +78,7 @@ def left_pad_vectors(rows: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
     return padded, None if bool(mask.all()) else mask
 
 
-def as_token_ids(prompt: Sequence[int]) -> list[int]:
+def as_token_ids(prompt: Sequence[int] | Tensor) -> list[int]:
     """Converts a prompt to a list of Python integers.
 
     Raises:
