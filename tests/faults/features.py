@@ -45,3 +45,13 @@ def inputs_are_cut_at_the_vectors_of_the_model(original):
         return task
 
     return fit_input_length
+
+
+@fault("miniformer.tasks.feature_seq2seq:FeatureSeq2Seq.encode_sources")
+def long_sources_of_vectors_are_not_cut(original):
+    """Sources of vectors are as long as they are."""
+
+    def encode_sources(self, sources, tokenizer, seq_len):
+        return original(self, sources, tokenizer, max(seq_len, 1_000))
+
+    return encode_sources

@@ -32,6 +32,7 @@ from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput, generate
+from miniformer.registry import plugins
 from miniformer.tasks.base import BatchStats, Task, concat_batches
 from miniformer.tasks.common.copy_noise import (
     SHARED_COLUMN,
@@ -57,6 +58,7 @@ from miniformer.tasks.common.text_metrics import (
     text_statistics,
 )
 
+_FEATURE_VARIANT = "miniformer.tasks.feature_seq2seq:FeatureSeq2Seq"  # a subclass
 _MAX_CHECKED_TARGETS = 1_000  # records whose targets are decoded before training
 
 
@@ -82,8 +84,12 @@ class Seq2Seq(TextGenerationTask):
         num_beams, length_penalty: see `GenerationConfig`; of the test and the trained model.
             Validation decodes greedily to save time.
         source_kind: text, or features (a list of vectors); null: as in the training data.
-        input_dim, max_input_len, standardize, feature_means, feature_stds: of vectors; see
-            `InputTask`.
+        input_dim: width of feature vectors; null: as in the training data.
+        max_input_len: maximum vectors of a source; null: seq_len, or as many as the model's `input`
+            makes seq_len vectors of.
+        standardize: standardize each feature of sources; false: use raw features.
+        feature_means, feature_stds: statistics of each feature, in the units of the data; null:
+            those of the training data, over all vectors. A constant feature has std 1.
     """
 
     name: ClassVar[str] = "seq2seq"
@@ -126,13 +132,13 @@ class Seq2Seq(TextGenerationTask):
         super().for_model(kind)
         if self.source_kind != "features" or "source" not in self.schema:
             return self
-        from miniformer.tasks.feature_seq2seq import FeatureSeq2Seq
-
-        if isinstance(self, FeatureSeq2Seq):
+        variant: Any = plugins.import_path(_FEATURE_VARIANT)
+        if type(self) is variant:
             return self
         if type(self) is not Seq2Seq:
             raise UserError(f"task_config: {self.name} has no sources of vectors")
-        return FeatureSeq2Seq(**self.to_dict())
+        task: Task = variant(**self.to_dict())
+        return task
 
     def fit(self, records: Records) -> Any:
         """Infers the kind of the sources from the first record."""

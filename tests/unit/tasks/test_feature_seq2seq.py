@@ -39,6 +39,7 @@ def pipeline():
 
 
 @pytest.mark.catches("sources_are_standardized_by_first_vectors")
+@pytest.mark.catches("long_sources_of_vectors_are_not_cut")
 def test_sources_are_standardized_by_all_training_vectors():
     task = fitted()
     vectors = np.concatenate([record["source"] for record in RECORDS])
