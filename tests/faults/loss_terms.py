@@ -53,6 +53,12 @@ def own_step_leaves_out_terms_of_the_run(original):
     return lambda self: None
 
 
+@fault("miniformer.training.loss.context:StepContext._scaled")
+def repeated_batches_count(original):
+    """Terms of a batch that another device has, too, count twice."""
+    return lambda self, term: term
+
+
 @fault("miniformer.training.loss.terms:LossTerms.eval_metrics")
 def validation_terms_are_of_the_first_batch(original):
     """A term of a validation is that of its first batch."""

@@ -194,7 +194,7 @@ class OptimizationSettings(StrictConfig):
         loss_terms: further terms of the objective, each with a weight (1), a name for its metrics
             (the type) and options, such as
             [{"type": "my_package.terms:ZLoss", "weight": 0.001}], by the name of a registered term
-            or by import path.
+            or by import path; find_lr and find_batch_size leave them out.
     """
 
     heading: ClassVar[str] = "optimization"

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from miniformer import registry
+from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.loss_terms import LossTerm
 from miniformer.training.lit_module import MiniFormerLitModule
@@ -54,10 +55,11 @@ def joined(parts):
     return {key: torch.cat([batch[key] for batch in parts]) for key in parts[0]}
 
 
-def fit(train_batches, trainer=None, **options):
+def fit(train_batches, trainer=None, model=None, **options):
     """The module after one epoch of SGD over the batches, whose steps show gradients."""
     options = {"gradient_clip_val": 0.0, **options}
-    module = MiniFormerLitModule(tiny_model(), lr=0.1, scheduler="none", warmup_steps=0, **options)
+    model = tiny_model() if model is None else model
+    module = MiniFormerLitModule(model, lr=0.1, scheduler="none", warmup_steps=0, **options)
     module._make_optimizer = lambda model, lr, **others: torch.optim.SGD(model.parameters(), lr)
     loader = DataLoader(train_batches, batch_size=None, shuffle=False)
     cpu_trainer(max_epochs=1, log_every_n_steps=1, **(trainer or {})).fit(module, loader)
@@ -123,6 +125,28 @@ def test_a_pass_for_each_row_matches_one_pass(accumulate):
     """Also the terms of the run, whose counts are their own."""
     options = {"accumulate_grad_batches": accumulate, "loss_terms": TERMS}
     assert_same(fit(batches(), task=Chunked(), **options), fit(batches(), **options))
+
+
+@pytest.mark.catches("repeated_batches_count")
+@pytest.mark.parametrize("task", [LanguageModeling(), Chunked()])
+def test_a_batch_that_another_device_has_adds_nothing(task):
+    """It only keeps the devices at equal numbers of batches."""
+    first, second = batches()[:2]
+    repeated = [{**batch, "about": {"repeated": True}} for batch in (second, first)]
+    options = {"task": task, "loss_terms": TERMS, "accumulate_grad_batches": 2}
+    padded = fit([first, repeated[0], second, repeated[1]], **options)
+    assert_same(padded, fit([first, second], **{**options, "accumulate_grad_batches": 1}))
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_accumulated_terms_with_activation_checkpointing(mode):
+    """The gradient of a term goes through the recomputed layers before that of the loss."""
+    modules = []
+    for checkpointing in ("none", mode):
+        model = tiny_model()
+        set_activation_checkpointing(model, checkpointing)
+        modules.append(fit(batches(), model=model, accumulate_grad_batches=2, loss_terms=TERMS))
+    assert_same(*modules)
 
 
 def encoder_batches():
