@@ -28,7 +28,7 @@ def encode_sources(
     """
     if batch.source is None:
         return []
-    if batch.source.dtype not in INTEGER_DTYPES:  # features
+    if batch.source.dtype not in INTEGER_DTYPES or batch.source.dim() > 2:  # not token ids
         return [model.encode(batch.source, batch.source_mask)]
     keys = _source_keys(batch)
     first = {key: row for row, key in reversed([*enumerate(keys)])}

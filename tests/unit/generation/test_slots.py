@@ -24,6 +24,7 @@ MODELS = {
     "learned": {"position": "learned"},
     "dynamic": {"rotary_scaling": DYNAMIC},
     "seq2seq": {"model": Seq2SeqTransformer, "causal": False},
+    "features": {"model": Seq2SeqTransformer, "causal": False, "input_dim": 2},
 }
 OPTIONS = [
     {"temperature": 0},
@@ -43,7 +44,7 @@ class Arrivals:
     """Sequences that come and go in the slots of a decoder, and the same ones alone."""
 
     def __init__(self, name, seed, num_slots, **options):
-        self.random, self.is_seq2seq = random.Random(seed), name == "seq2seq"
+        self.random, self.name = random.Random(seed), name
         self.model = tiny_model(max_seq_len=CAPACITY, **MODELS[name])
         self.decoder = SlotDecoder(
             self.model, GenerationConfig(**options), num_slots=num_slots, return_logprobs=True
@@ -53,8 +54,11 @@ class Arrivals:
 
     def add(self, prompt_length, max_new_tokens, index):
         ids = [self.random.randrange(31) for _ in range(prompt_length)]
-        source = [self.random.randrange(31) for _ in range(self.random.randint(1, 9))]
-        item = GenerationInput(ids, source if self.is_seq2seq else None)
+        source = {
+            "seq2seq": [self.random.randrange(31) for _ in range(self.random.randint(1, 9))],
+            "features": torch.randn(self.random.randint(1, 9), 2),
+        }
+        item = GenerationInput(ids, source.get(self.name))
         options = GenerationConfig(
             max_new_tokens=max_new_tokens, **self.random.choice(OPTIONS), **self.runtime_options
         )
