@@ -155,3 +155,17 @@ def mask_is_one_token_late(original):
         return examples
 
     return encode_parts
+
+
+@fault("miniformer.data.batching.record_fields:FieldBatcher.collate")
+def fields_of_records_are_those_of_the_first(original):
+    """All records of a batch have the fields of the first one."""
+
+    def collate(self, chunk, plan, rng=None):
+        batch = original(self, chunk, plan, rng)
+        for values in batch["fields"].values():
+            first = next(iter(values.values()))
+            values.update(dict.fromkeys(values, first))
+        return batch
+
+    return collate

@@ -215,6 +215,8 @@ class MiniFormerDataModule(L.LightningDataModule):
             batch_tokens=self.batch_tokens,
             training=training,
         )
+        if not training and getattr(self.task, "extra_fields", None):
+            batcher = self._field_batcher(split, batcher)
         trainer, make_loader = self.trainer, self._make_loader if training else BatchLoader
         loader: BatchLoader = make_loader(
             self.chunks[split],
@@ -225,6 +227,15 @@ class MiniFormerDataModule(L.LightningDataModule):
             token_tensors=getattr(self.task, "token_tensors", None),
         )
         return loader
+
+    def _field_batcher(self, split: str, batcher: Batcher) -> Batcher:
+        """Batcher with the fields of records that the metrics of the task need."""
+        from miniformer.data.batching.record_fields import FieldBatcher
+
+        records = getattr(self.chunks[split], "records", None)
+        return (
+            batcher if records is None else FieldBatcher(batcher, records, self.task.extra_fields)
+        )
 
     def _record_chunks(self, split: str, records: Records, num_workers: int = 0) -> RecordChunks:
         records = records.with_schema(self.task.schema)

@@ -15,6 +15,7 @@ from miniformer.data.batching.chunks import RecordChunks
 from miniformer.data.batching.columnar import ColumnarStore, Example
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import Batcher
+from miniformer.data.batching.record_fields import FieldBatcher
 from miniformer.data.reading.records import Record, Records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.runtime import eval_mode
@@ -78,6 +79,8 @@ def run_batches(
         batch_tokens=settings.batch_tokens,
         training=False,
     )
+    if task.extra_fields:
+        batcher = FieldBatcher(batcher, records, task.extra_fields)
     device = next(model.parameters()).device
     task.move_helpers(device)
     stats: list[BatchStats] = []
@@ -85,7 +88,9 @@ def run_batches(
     with torch.inference_mode(), eval_mode(model):
         for batch in _iter_batches(RecordChunks(records, encode), batcher):
             indices = batch["records"]
-            stats.append({**task.record_step(model, _to_device(batch, device)), "records": indices})
+            batch_stats = task.record_step(model, _to_device(batch, device))
+            fields = {"fields": batch["fields"]} if "fields" in batch else {}
+            stats.append({**batch_stats, "records": indices, **fields})
             done = done + len(indices) if indices.dim() == 1 else int(indices.max()) + 1
             if progress is not None:
                 progress(min(done, len(records)), len(records))

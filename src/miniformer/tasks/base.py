@@ -62,6 +62,10 @@ class Task(StrictConfig):
     # padding fraction are computed from them, or else from the first array.
     token_arrays: ClassVar[tuple[str, ...]] = ()
     token_tensors: ClassVar[dict[str, str]] = {}
+    # Fields of records beyond the schema that metrics need. The batches of validation and test have
+    # `fields` and `records` (see `FieldBatcher`), and so have the `batch_stats` of
+    # `compute_metrics` and `record_results`.
+    extra_fields: ClassVar[tuple[str, ...]] = ()
     # Record fields that may have separate tokenizers: source and target.
     text_fields: ClassVar[tuple[str, str] | None] = None
 

@@ -336,6 +336,8 @@ class LossModule(nn.Module):
         stats = step(self.model, batch)
         if self.terms is not None:
             stats = {**stats, **self.terms.eval_stats(self.task, self.model, batch)}
+        if "fields" in batch:  # see `Task.extra_fields`
+            stats = {**stats, "records": batch["records"], "fields": batch["fields"]}
         return stats
 
 

@@ -124,3 +124,16 @@ def test_packed_windows_know_their_documents(documents, seq_len, endless):
         inside = [position for position in positions if endless or position < len(owner)]
         expected = sorted({int(owner[position % len(owner)]) for position in inside})
         assert batcher.example_indices(chunk, starts).tolist() == expected
+
+
+def test_further_columns_of_tokens_are_cut_like_tokens():
+    """A task may have columns of its own, and no bytes of text."""
+    rows = [{"ids": np.array([B, 3, 4]), "pitch": np.array([0.5, 3.5, 4.5], np.float32)},
+            {"ids": np.array([B, 7]), "pitch": np.array([0.5, 7.5], np.float32)}]  # fmt: skip
+    batcher = PackedBatcher(seq_len=2, batch_size=9, bos_id=B, wrap=False, columns=("pitch",))
+    chunk = ColumnarStore.from_examples(rows)
+    (plan,) = batcher.plan_batches(chunk, None)
+    batch = batcher.collate(chunk, plan)
+    assert batch["bytes"] == 0.0
+    assert batch["pitch"].dtype == torch.float32
+    assert (batch["pitch"] == batch["input_ids"] + 0.5).all()
