@@ -12,7 +12,7 @@ from tests.kit import ROOT, run_python, tiny_config
 
 PUBLIC = {
     "ConfigError", "CrossAttention", "DecoderLayer", "EncoderLayer", "FeedForward",
-    "GenerationConfig", "GenerationInput", "JSONLinesDataset", "KVCache",
+    "GenerationConfig", "GenerationInput", "JSONLinesDataset", "KVCache", "LossTerm",
     "MiniFormerDataModule", "MiniFormerLitModule", "Mixture", "MultiHeadAttention",
     "Pipeline", "Seq2SeqTransformer", "SlotDecoder", "Tokenizer",
     "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__",
@@ -43,7 +43,7 @@ MODEL_FIELDS = {
     "head": "linear", "head_activation": None, "head_bias": False, "output_bias": None,
     "logit_scale": None,
     "input_dim": None, "output_dim": None, "ordered_outputs": False, "pooling": "mean",
-    "n_decoder_layers": None, "wide_head": None,
+    "n_decoder_layers": None, "wide_head": None, "input": None,
     "source_vocab_size": None,
 }  # fmt: skip
 TRAIN_FIELDS = {
@@ -60,6 +60,7 @@ TRAIN_FIELDS = {
     "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt", "val_share",
     "folds", "fold", "threads", "input_field", "label_field", "text_field", "input_separator",
     "columns", "delimiter", "quoting", "encoding", "wide_head", "callbacks", "transforms",
+    "loss_terms",
 }  # fmt: skip
 WEIGHTS = {
     "embedding.weight", "final_norm.weight", "final_norm.bias", "head.weight",

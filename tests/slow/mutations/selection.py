@@ -32,7 +32,11 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     ),
     (
         "model/cache*.py",
-        (_unit("model/cache"), BATTERY, _unit("generation/beam_search", "generation/speculative")),
+        (
+            _unit("model/cache/kv_cache", "model/cache/protocol"),
+            BATTERY,
+            _unit("generation/beam_search", "generation/speculative"),
+        ),
     ),
     (
         "model/ops/activation_checkpointing.py",
@@ -54,7 +58,10 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
         "model/seq2seq.py",
         (
             _unit(
-                "model/seq2seq", "generation/beam_search", "model/cache", "model/attention_backends"
+                "model/seq2seq",
+                "generation/beam_search",
+                "model/cache/kv_cache",
+                "model/attention_backends",
             ),
             REFERENCE,
             BATTERY,
@@ -63,7 +70,7 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     (
         "model/stack.py",
         (
-            _unit("model/model", "model/attention_backends", "model/masks", "model/cache"),
+            _unit("model/model", "model/attention_backends", "model/masks", "model/cache/kv_cache"),
             REFERENCE,
             BATTERY,
         ),
@@ -74,7 +81,7 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
             _unit(
                 "model/model",
                 "model/masks",
-                "model/cache",
+                "model/cache/kv_cache",
                 "config/architectures",
                 "registry/registry",
             ),
@@ -115,7 +122,7 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
                 "generation/speculative",
                 "generation/constrained",
                 "tasks/common/scoring",
-                "model/cache",
+                "model/cache/kv_cache",
             ),
         ),
     ),

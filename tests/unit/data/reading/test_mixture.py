@@ -105,7 +105,7 @@ def test_records_of_a_mixture_may_be_in_memory_and_in_tables(folder):
         list(as_records(Mixture([("t.csv", 1)]), schema))
 
 
-@pytest.mark.catches("drawn_examples_are_the_first_ones")
+@pytest.mark.catches("drawn_examples_are_the_first_ones", "every_epoch_of_a_mixture_is_the_first")
 @pytest.mark.parametrize("keep", [True, False])
 def test_epochs_of_a_mixture_serve_its_draws(folder, monkeypatch, keep):
     """Length buckets, and the same examples from memory and on demand."""
@@ -162,6 +162,7 @@ def test_text_of_a_mixture_is_divided_source_by_source(folder):
     assert len(train.mixture.source_of) == 16
 
 
+@pytest.mark.catches("any_weight_of_a_source_is_valid")
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
