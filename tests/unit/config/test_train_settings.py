@@ -218,6 +218,7 @@ ELSEWHERE = {
     "num_nodes": "needs other machines; refused in tests/e2e/test_devices.py",
     "transforms": "none is built in; tests/e2e/test_transforms.py",
     "batch_order": "none is built in; tests/e2e/test_data_plugins.py",
+    "loss_terms": "none is built in; tests/e2e/test_loss_terms.py",
 }
 
 

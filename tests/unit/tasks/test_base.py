@@ -43,7 +43,7 @@ GIVEN = {
     "target_delta_of": [0, 1], "scale_epsilon": [0.25], "field": ["input"],
     "mask_share": [0.3], "scheme": ["none"], "check_tags": [False], "valid_predictions": [False],
     "strict_spans": [True], "outside_bias": [1.5], "word_pooling": ["first", "last"],
-    "prepend_bos": [False], "max_source_len": [9], "max_target_len": [9],
+    "prepend_bos": [False], "packing": ["best_fit"], "max_source_len": [9], "max_target_len": [9],
     "start_id": [3], "eval_generate_samples": [7], "num_beams": [2], "length_penalty": [0.5],
 }  # fmt: skip
 # What goes with a value that cannot be given alone.
