@@ -163,6 +163,7 @@ class Seq2Seq(TextGenerationTask):
     ) -> list[Example]:
         """Examples with `source`, `labels`, and `reference`, the target text as bytes."""
         assert tokenizer is not None
+        self._check_source_kind(records)
         sources = self.encode_sources([record["source"] for record in records], tokenizer, seq_len)
         max_length = min(self.max_target_len or seq_len, seq_len)
         targets = tokenizer.encode_batch([record["target"] for record in records])
@@ -180,6 +181,16 @@ class Seq2Seq(TextGenerationTask):
                 example[SHARED_COLUMN] = self._shared_part(example, tokenizer)
             examples.append(example)
         return examples
+
+    def _check_source_kind(self, records: Sequence[Record]) -> None:
+        """Raises a UserError for vectors of a stream, whose kind of sources is not inferred."""
+        if self.source_kind is not None:
+            return
+        if any(not isinstance(record["source"], str) for record in records):
+            raise UserError(
+                "sources are vectors, and the kind of the sources of a stream is text; set "
+                "source_kind=features and input_dim in task_config, or leave out streaming"
+            )
 
     def source_array(self, source: Any, tokenizer: Tokenizer) -> np.ndarray:
         """An encoded source as the array of an example."""

@@ -111,6 +111,11 @@ def train_in_memory(
     if isinstance(start, InMemoryResult):
         optimizer_state = optimizer_state or start.optimizer_state
         start = start.pipeline
+    if not isinstance(start, Pipeline | None):
+        raise UserError(
+            "train: start must be a pipeline or a result of train(in_memory=True), not a "
+            f"{type(start).__name__}; miniformer.load gives the pipeline of a model directory"
+        )
     _check_settings(config, start)
     console = console or Console(file=io.StringIO(), quiet=True)
     if config.val_path is None and config.val_share is None:

@@ -159,3 +159,9 @@ def test_sources_of_texts_have_no_options_of_vectors():
 def test_pairs_of_texts_are_no_sources():
     with pytest.raises(UserError, match="'source' must be a string or a list of vectors, not a"):
         Seq2Seq().fit(as_records([{"source": ["a", "b"], "target": "a"}], Seq2Seq().schema))
+
+
+def test_vectors_of_a_stream_need_their_kind_in_the_settings():
+    tokenizer = Tokenizer.train("char", ["ab"])
+    with pytest.raises(UserError, match="set source_kind=features and input_dim in task_config"):
+        Seq2Seq().encode(RECORDS, tokenizer, 4)

@@ -245,3 +245,9 @@ def test_a_start_has_a_tenth_of_the_learning_rate(start):
     options = {"in_memory": True, "max_steps": 1, "optimizer": "adamw"}
     miniformer.train(RECORDS, start=start, console=console, **options)
     assert "lr: 0.0001 (a tenth of the default of adamw" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("value", ["a-directory", torch.nn.Linear(1, 1)])
+def test_a_start_that_is_no_pipeline_is_refused(value):
+    with pytest.raises(UserError, match="start must be a pipeline or a result of"):
+        miniformer.train(RECORDS, start=value, max_steps=1, **STEPS)

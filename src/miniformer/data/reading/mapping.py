@@ -164,8 +164,20 @@ def lacking_fields(
 def check_columns(
     columns: Sequence[str], mapping: FieldMapping, fields: Iterable[str]
 ) -> str | None:
-    """Problem of a table of typed columns that lacks some; None: it has all."""
+    """Problem of a table of typed columns that lacks some; None: it has all.
+
+    Args:
+        columns: the columns of the table.
+        mapping: the columns of the fields.
+        fields: the fields, or a schema, whose derived fields may be in other columns.
+    """
     sources = mapping.sources(fields)
+    if isinstance(fields, Mapping):
+        for name, check in fields.items():
+            if sources[name] == [name] and name not in columns:
+                derives = getattr(check, "derive", None)
+                if derives is not None and derives(dict.fromkeys(columns)) is not None:
+                    del sources[name]
     if mapping.optional:
         sources = {
             field: available_columns(field, names, columns) for field, names in sources.items()

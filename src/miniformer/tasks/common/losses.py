@@ -97,7 +97,7 @@ class TokenLossRecorder:
                 labels[first : first + size],
                 reduction="none",
             )
-            for first in range(0, len(labels), size)
+            for first in range(0, max(1, len(labels)), size)  # a batch may have no label
         ]
         self._losses.append(torch.cat(losses).cpu())
         total: Tensor = self._model.cross_entropy(features, labels, **options)

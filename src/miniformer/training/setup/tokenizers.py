@@ -39,8 +39,8 @@ def make_tokenizer(
     has_sources = fields is not None and all(field in task.schema for field in fields)
     if config.source_tokenizer is not None and not has_sources:
         raise UserError(
-            "source_tokenizer is for tasks with sources and targets, such as seq2seq; "
-            f"task={config.task} has none"
+            "source_tokenizer is for tasks with sources and targets that are texts, such as "
+            f"seq2seq; task={config.task} has none here; leave it out"
         )
     if not task.reads_text():
         if config.tokenizer is not None:

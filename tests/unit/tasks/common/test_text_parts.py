@@ -1,6 +1,8 @@
 """Texts with parts that are not learned, against loops over characters and single records."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from miniformer import MiniFormerDataModule
 from miniformer.config import ConfigError, UserError
 from miniformer.data.batching.chunks import _encode_records
-from miniformer.data.reading.records import JSONLinesDataset, RecordError
+from miniformer.data.reading.records import JSONLinesDataset, RecordError, as_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.text_parts import learned_text, text_prompt
 from miniformer.tasks.language_modeling import LanguageModeling, PrefixLanguageModeling
@@ -93,6 +95,9 @@ def test_batch_without_learned_tokens_has_no_loss():
     model = tiny_model(vocab_size=CHARACTERS.vocab_size)
     loss, count = LanguageModeling().loss(model, batch)
     assert (float(loss.detach()), float(count)) == (0.0, 0.0)
+    records = torch.zeros(batch["labels"].shape, dtype=torch.int64)
+    stats = LanguageModeling().record_step(model, {**batch, "records": records})
+    assert stats["token_losses"].shape == stats["token_records"].shape == (0,)
 
 
 def test_prompt_and_completion_are_parts(tmp_path):
@@ -144,3 +149,13 @@ def test_parts_and_whole_packing_are_refused_where_they_have_no_effect(tmp_path)
     )  # fmt: skip
     with pytest.raises(UserError, match="packing=best_fit is for records, and the data is running"):
         data.setup()
+
+
+def test_tables_of_typed_columns_have_prompts_and_completions(tmp_path):
+    table = pa.table({"prompt": ["ab", "c"], "completion": ["cd", "e"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    expected = [{"text": "ab", "learn": False}, {"text": "cd"}]
+    for source in (str(tmp_path / "t.parquet"), table):
+        assert as_records(source, LanguageModeling().schema)[0]["text"] == expected
+    with pytest.raises(UserError, match="there is no column 'text'; the columns are 'prompt'"):
+        as_records(table.select(["prompt"]), LanguageModeling().schema)
