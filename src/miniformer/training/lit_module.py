@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -335,10 +336,25 @@ class LossModule(nn.Module):
         step = self.task.test_step if test else self.task.eval_step
         stats = step(self.model, batch)
         if self.terms is not None:
-            stats = {**stats, **self.terms.eval_stats(self.task, self.model, batch)}
+            with _unrecorded(self.model):
+                stats = {**stats, **self.terms.eval_stats(self.task, self.model, batch)}
         if "fields" in batch:  # see `Task.extra_fields`
             stats = {**stats, "records": batch["records"], "fields": batch["fields"]}
         return stats
+
+
+@contextmanager
+def _unrecorded(model: Any) -> Iterator[None]:
+    """Keeps the outputs of passes from `WideMix`, which has those of the statistics of the task."""
+    head: Any = getattr(model, "wide_head", None)
+    recorded = getattr(head, "recorded", None)
+    if recorded is not None:
+        head.recorded = None
+    try:
+        yield
+    finally:
+        if recorded is not None:
+            head.recorded = recorded
 
 
 def is_duplicate_batch(batch: Batch) -> bool:
