@@ -182,6 +182,12 @@ def test_invalid_sources_are_errors(value, problem):
     assert problem in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["val_path", "test_path"])
+def test_weights_of_validation_and_test_data_are_errors(name):
+    with pytest.raises(ConfigError, match=f"{name} has weights, which are for train_path only"):
+        TrainConfig(train_path="a.jsonl", **{name: '[{"path": "b.jsonl", "weight": 1}]'})
+
+
 def test_invalid_mixtures_are_errors(folder):
     with pytest.raises(UserError, match="mixture: the weight of source 1 must be a number above 0"):
         Mixture([("a.jsonl", 1), ("b/0.jsonl", -1)])
