@@ -122,11 +122,8 @@ class TrainConfig(
             )
         is_list = not isinstance(self.train_path, str) or self.train_path[:1] in ("{", "[")
         problems += source_problems("train_path", self.train_path) if is_list else ()
-        problems += [
-            f"{name} has weights, which are for train_path only; name the paths alone"
-            for name in ("val_path", "test_path")
-            if isinstance(value := getattr(self, name), str) and value.startswith(("[{", "{"))
-        ]
+        if any(str(path).startswith("[{") for path in (self.val_path, self.test_path)):
+            problems.append("val_path and test_path have no weights; name their paths alone")
         problems += self._pretrain_problems() if self.pretrain is not None else ()
         problems += self._device_problems() if self.world_size > 1 else ()
         return [*problems, *(self._streaming_problems() if self.streaming else ())]

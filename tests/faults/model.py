@@ -472,8 +472,8 @@ def any_number_names_a_segment(original):
 def vectors_of_sequences_ignore_token_types(original):
     """Pooled vectors are those of token type 0."""
 
-    def embed(self, inputs, attention_mask=None, *, token_types=None):
-        return original(self, inputs, attention_mask)
+    def embed(self, inputs=None, attention_mask=None, *, token_types=None, **options):
+        return original(self, inputs, attention_mask, **options)
 
     return embed
 
@@ -551,10 +551,10 @@ def source_is_projected_in_every_pass(original):
 def source_is_projected_outside_of_layers(original):
     """Keys and values of the source are computed before the layers are called."""
 
-    def _source_contexts(self, x, memory):
+    def _source_contexts(self, x, memory, recorder):
         for layer in self.layers:
             layer.cross_attention.keys_values(memory.features)
-        return original(self, x, memory)
+        return original(self, x, memory, recorder)
 
     return _source_contexts
 
