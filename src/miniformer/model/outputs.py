@@ -1,4 +1,4 @@
-"""Outputs of a model beside its logits: hidden states and attention weights.
+"""Further outputs of a model: hidden states and attention weights.
 
 Letters: B batch, T length, S source or key length, H heads, D model width, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""LossTerm: a named term of the objective beside a task's loss, with its own sum and count."""
+"""LossTerm: a named term of the objective in addition to the loss, with its own sum and count."""
 
 from __future__ import annotations
 

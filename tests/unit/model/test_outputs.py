@@ -1,4 +1,4 @@
-"""Inputs and outputs of a model beside token ids and logits: embeddings, positions, layers."""
+"""Inputs and outputs of a model: embeddings, positions, hidden states, parts of the layers."""
 
 import pytest
 import torch
