@@ -181,3 +181,14 @@ def every_epoch_of_a_mixture_is_the_first(original):
 def any_weight_of_a_source_is_valid(original):
     """A weight may be 0, or no number."""
     return lambda weight: None
+
+
+@fault("miniformer.data.reading.parsing:_with_derived_field")
+def sources_of_a_field_are_not_checked(original):
+    """A wrong completion is reported as a part of a text."""
+
+    def _with_derived_field(record, name, check):
+        value = check.derive(record)
+        return record if value is None else {**record, name: value}
+
+    return _with_derived_field

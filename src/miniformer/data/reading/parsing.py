@@ -110,8 +110,7 @@ def check_record(record: Record, checks: Checks, *, may_have_surrogates: bool = 
     """
     for name, check in checks.items():
         if name not in record and isinstance(check, DerivedCheck):
-            value = check.derive(record)
-            record = record if value is None else {**record, name: value}
+            record = _with_derived_field(record, name, check)
         if name not in record:
             fields = ", ".join(map(repr, record)) or "nothing"
             flags = suggest_flags([field for field in checks if field not in record], list(record))
@@ -129,6 +128,21 @@ def check_record(record: Record, checks: Checks, *, may_have_surrogates: bool = 
                     "remove it"
                 )
     return record
+
+
+def _with_derived_field(record: Record, name: str, check: DerivedCheck) -> Record:
+    """Adds a field that other fields give, if the record has them.
+
+    Raises:
+        DataError: one of them is invalid.
+    """
+    value = check.derive(record)
+    if value is None:
+        return record
+    for source, source_check in check.sources.items():
+        if problem := source_check(record[source]):
+            raise DataError(f"{source!r} {problem}")
+    return {**record, name: value}
 
 
 def decode(raw: bytes) -> str:

@@ -37,10 +37,12 @@ class DerivedCheck:
     Args:
         check: see `FieldCheck`.
         derive: record without the field -> value of the field, or None.
+        sources: checks of the fields that the value is derived from, so that messages name them.
     """
 
     check: FieldCheck
     derive: Callable[[Mapping[str, Any]], Any]
+    sources: Mapping[str, FieldCheck]
 
     def __call__(self, value: Any) -> str | None:
         return self.check(value)
@@ -95,7 +97,11 @@ def _prompt_and_completion(record: Mapping[str, Any]) -> Any:
     return [{"text": record["prompt"], "learn": False}, {"text": record["completion"]}]
 
 
-CHECK_TEXT_OR_PARTS = DerivedCheck(check_text_or_parts, _prompt_and_completion)
+CHECK_TEXT_OR_PARTS = DerivedCheck(
+    check_text_or_parts,
+    _prompt_and_completion,
+    sources={"prompt": check_text, "completion": check_text},
+)
 
 
 def check_source(value: Any) -> str | None:
