@@ -43,6 +43,7 @@ _PUBLIC = {
     "from_hf": "miniformer.interop.hf.api",
     "import_hf": "miniformer.interop.hf.api",
     "to_hf": "miniformer.interop.hf.export",
+    "export": "miniformer.exporters.api",
     "MiniFormerLitModule": "miniformer.training.lit_module",
     "LossTerm": "miniformer.tasks.loss_terms",
     "TrainConfig": "miniformer.train_config",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from miniformer.data.reading.records import JSONLinesDataset
     from miniformer.data.tokenizers.tokenizer import Tokenizer
     from miniformer.doctor.leaks import assert_no_leaks, find_leaks
+    from miniformer.exporters.api import export
     from miniformer.generation.api import GenerationInput
     from miniformer.generation.slots import SlotDecoder
     from miniformer.interop.hf.api import from_hf, import_hf

@@ -87,7 +87,7 @@ def checks_of_others_do_not_count(original):
     return lambda names: original(["leak"])
 
 
-@fault("miniformer.commands.export:run")
+@fault("miniformer.exporters.command:run")
 def exporters_get_no_options(original):
     """`export --options` is ignored."""
     return lambda values: original({**values, "options": {}})

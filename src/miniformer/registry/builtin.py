@@ -44,7 +44,7 @@ _COMMANDS = {
         "miniformer.commands.import_hf",
         "convert a Hugging Face model to a model directory",
     ),
-    "export": ("miniformer.commands.export", "convert a model for transformers and others"),
+    "export": ("miniformer.exporters.command", "convert a model for transformers and others"),
     "doctor": ("miniformer.doctor.__main__", "check a model, or report the speed of this machine"),
     "verify-resume": (
         "miniformer.commands.verify_resume",
@@ -226,6 +226,9 @@ KINDS: dict[str, Kind] = {
     ),
     "exporter": Kind(
         "(directory, out, **options) -> text to print, or None",
-        {"hf": "miniformer.commands.export:export_hf"},
+        {
+            "hf": "miniformer.exporters.hf:export_hf",
+            "onnx": "miniformer.exporters.onnx.write:export_onnx",
+        },
     ),
 }

@@ -396,8 +396,8 @@ def test_hf_commands(llama, tmp_path, capsys):
         (["import", str(llama), "x", "--max_seq_len", "0"], "max_seq_len must be at least 1"),
         (["import", str(llama), "x", "--revision", "main"], "needs a name on the hub"),
         (
-            ["export", str(tmp_path / "ours"), "x", "--to", "gguf"],
-            "unknown exporter 'gguf'; known: hf",
+            ["export", str(tmp_path / "ours"), "x", "--to", "caffe"],
+            "unknown exporter 'caffe'; known: hf",
         ),
         (["import", str(llama)], "error: missing: out; see --help"),
         (["export", str(llama), "x"], "is a Hugging Face model; convert it"),

@@ -30,4 +30,4 @@ def test_export_calls_a_registered_exporter(tmp_path, monkeypatch, capsys):
 
 def test_export_to_an_unknown_format_names_the_known(tmp_path, capsys):
     assert cli.main(["export", "a", "b", "--to", "hff"]) == 2
-    assert "unknown exporter 'hff' (did you mean 'hf'?); known: hf" in capsys.readouterr().err
+    assert "unknown exporter 'hff' (did you mean 'hf'?); known: hf, onnx" in capsys.readouterr().err

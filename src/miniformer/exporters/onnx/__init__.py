@@ -1,0 +1,1 @@
+"""ONNX files of a model, and a runner of them without torch."""
