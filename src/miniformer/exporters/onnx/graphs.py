@@ -12,36 +12,33 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from miniformer.exporters.programs import Program, make_programs
 from miniformer.exporters.source import Source
-from miniformer.model.cache.static_view import CachedDecoder
 
 OPSET = 20
 
 
 def write_graphs(source: Source, folder: Path) -> dict[str, str]:
     """Writes the graphs of a model; returns their file names by part."""
-    view = CachedDecoder(source.model)
-    layers = range(len(view.kv_heads))
-    inputs = ["input_ids", "attention_mask"]
-    inputs += [f"past_key_values.{n}.{part}" for part in ("key", "value") for n in layers]
-    outputs = ["logits", *(f"present.{n}.{part}" for part in ("key", "value") for n in layers)]
-    write_graph(view, folder / "decoder.onnx", inputs, outputs)
-    return {"decoder": "decoder.onnx"}
+    files = {}
+    for program in make_programs(source):
+        files[program.name] = f"{program.name}.onnx"
+        write_graph(program, folder / files[program.name])
+    return files
 
 
-def write_graph(view: Any, path: Path, inputs: list[str], outputs: list[str]) -> None:
-    """Writes the graph of a view."""
-    with quiet():
-        program = torch.onnx.export(
-            view.export(), dynamo=True, opset_version=OPSET, input_names=inputs,
-            output_names=outputs,
+def write_graph(program: Program, path: Path) -> None:
+    """Writes the graph of a program."""
+    with quiet(), torch.no_grad():
+        exported = torch.onnx.export(
+            program.view.export(), dynamo=True, opset_version=OPSET,
+            input_names=program.inputs, output_names=program.outputs,
         )  # fmt: skip
-        assert program is not None
-        program.save(str(path), external_data=False)
+        assert exported is not None
+        exported.save(str(path), external_data=False)
 
 
 @contextlib.contextmanager

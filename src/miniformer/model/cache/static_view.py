@@ -14,8 +14,8 @@ One exported program computes prompts and steps. Batch, length, past and source 
 An empty past would fix its own length: a past begins with one masked column. Rotary scaling that
 depends on the length uses `max_seq_len`, as a cache of that capacity does.
 
-Letters: B batch, T new tokens, P past columns, S source length, L layers, K key-value heads, E head
-    width, V vocabulary.
+Letters: B batch, T new tokens, P past columns, S source length, N columns of logits, L layers, K
+    key-value heads, E head width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -154,6 +154,7 @@ class CachedDecoder(StaticView):
         source_keys: Layers = (),
         source_values: Layers = (),
         source_mask: Tensor | None = None,
+        columns: Tensor | None = None,
     ) -> tuple[Tensor, Layers, Layers]:
         """Computes a prompt or a step.
 
@@ -164,10 +165,11 @@ class CachedDecoder(StaticView):
             past_keys, past_values: results of the call before, or `empty_past`.
             source_keys, source_values: of `SourceEncoder`, for an encoder-decoder model.
             source_mask: bool [B, S], True = a real token of the source; None: all are.
+            columns: columns of `ids` whose logits are computed, int [N]; None: all.
 
         Returns:
-            Logits of the next token, [B, T, V] or with `last_only` [B, 1, V], then keys and values,
-            L of [B, K, P + T, E] each.
+            Logits of the next token, [B, T, V], with `columns` [B, N, V] or with `last_only`
+            [B, 1, V], then keys and values, L of [B, K, P + T, E] each.
         """
         source = [*zip(source_keys, source_values, strict=True)]
         cache = TensorCache(attention_mask, past_keys, past_values, source, self.config.max_seq_len)
@@ -177,6 +179,8 @@ class CachedDecoder(StaticView):
             features = source_keys[0].new_zeros(1).expand(rows, length, self.config.d_model)
             memory = [Memory(features, source_mask)]
         features = self.model.features(ids, *memory, cache=cache)
+        if columns is not None:
+            features = features.index_select(1, columns)
         logits = self.model.logits(features[:, -1:] if self.last_only else features)
         return logits, (*cache.keys,), (*cache.values,)
 
