@@ -5,7 +5,8 @@ decoder.onnx                  prompts and steps, with keys and values in and out
 encoder.onnx, decoder.onnx    encoder-decoder models
 export.json                   how inputs are encoded and outputs are read
 tokenizer.json                the tokenizer
-run.py, requirements.txt      a runner that needs onnxruntime, numpy and tokenizers only
+run.py, decoding.py,          a runner that needs onnxruntime, numpy and tokenizers only,
+encoding.py, requirements.txt and their versions
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from pathlib import Path
 
 from miniformer.checkpoint.directory import atomic_model_directory, require_empty
 from miniformer.exporters.destination import destination
-from miniformer.exporters.onnx.description import describe
+from miniformer.exporters.onnx.bundle import write_bundle
 from miniformer.exporters.onnx.graphs import write_graphs
 from miniformer.exporters.source import read_source
-from miniformer.utils.atomic import write_json
 
 
 @destination(
@@ -39,7 +39,5 @@ def export_onnx(
     source = read_source(directory)
     with atomic_model_directory(Path(out)) as folder:
         files = write_graphs(source, folder)
-        if source.tokenizer is not None:
-            source.tokenizer.save(folder / "tokenizer.json")
-        write_json(folder / "export.json", describe(source, files, weights))
+        write_bundle(source, folder, files, weights)
     return f"written to {out}"
