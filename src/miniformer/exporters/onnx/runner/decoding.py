@@ -223,18 +223,18 @@ def beam_search(state: State, options: Options, stop: StopFunction) -> list[Outp
         origins, done = list[int](), step == last
         for number, beams in enumerate(running):
             scores, candidates = sums[number * width :][:width].ravel(), []
-            for place, index in enumerate(largest(scores, 2 * width)):
+            for rank, index in enumerate(largest(scores, 2 * width)):
                 beam, token = divmod(index, sums.shape[1])
                 score, tokens = float(scores[index]), [*beams[beam][1], token]
                 if step == last or stop(tokens):
-                    if place < width:
+                    if rank < width:
                         ended[number].append((score / length_divisor(step, options), tokens))
                     score = -np.inf
                 candidates.append((score, tokens, beam))
             ended[number] = sorted(ended[number], key=lambda item: -item[0])[:width]
-            kept = sorted(candidates, key=lambda item: -item[0])[:width]
-            running[number] = [(score, tokens) for score, tokens, _ in kept]
-            origins += [number * width + beam for _, _, beam in kept]
+            survivors = sorted(candidates, key=lambda item: -item[0])[:width]
+            running[number] = [(score, tokens) for score, tokens, _ in survivors]
+            origins += [number * width + beam for _, _, beam in survivors]
         if done or all(is_final(*pair, step, options) for pair in zip(running, ended, strict=True)):
             break
         state.select(np.array(origins), same_source=True)
@@ -264,8 +264,8 @@ def length_divisor(length: int, options: Options) -> float:
 def largest(scores: np.ndarray, count: int) -> list[int]:
     """Indices of the largest scores, in descending order."""
     indices = np.argpartition(-scores, min(count, len(scores)) - 1)[:count]
-    found: list[int] = indices[np.argsort(-scores[indices], kind="stable")].tolist()
-    return found
+    ordered: list[int] = indices[np.argsort(-scores[indices], kind="stable")].tolist()
+    return ordered
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Letters: T tokens or vectors, F numbers of a vector, V vocabulary.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -55,10 +56,10 @@ def encode(
         else:
             row, length = encode_text(value, settings, tokenizer, limit)
         if length > limit and not (truncate and settings["can_truncate"] and limit > 0):
-            beside = f" beside max_new_tokens={room}" if room else ""
+            reserved = f" beside max_new_tokens={room}" if room else ""
             hint = ", or truncate it" if settings["can_truncate"] else ""
             raise RunError(
-                f"input {number} is {length} long; the model reads at most {max(0, limit)}{beside}"
+                f"input {number} is {length} long; the model reads at most {max(0, limit)}{reserved}"
                 f"; shorten it{hint}"
             )
         if not len(row.inputs):
@@ -163,9 +164,23 @@ def answer(row: Row, x: np.ndarray, about: Settings, decode: Decode) -> Any:
 def fill(row: Row, logits: np.ndarray, mask_id: int, decode: Decode) -> dict[str, Any]:
     """A text with filled masks, and the best tokens of each mask."""
     ids, gaps = np.array(row.inputs), []
-    for place in np.flatnonzero(ids == mask_id):
-        p = np.exp(log_softmax(logits[place]))
+    for column in np.flatnonzero(ids == mask_id):
+        p = np.exp(log_softmax(logits[column]))
         best = np.argsort(-p)[:NUM_FILLS].tolist()
         gaps.append([{"token": decode([token]), "score": float(p[token])} for token in best])
-        ids[place] = best[0]
+        ids[column] = best[0]
     return {"text": decode(ids.tolist()), "gaps": gaps}
+
+
+def read_json(text: str) -> Any:
+    """An input of the command line that is no text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise RunError(f"an input must be JSON, such as '[...]', not {text!r}") from None
+
+
+def cut(text: str, options: Settings) -> str:
+    """The text before the first stop string."""
+    stops = options["stop_strings"] or []
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=None)]

@@ -36,7 +36,7 @@ from miniformer.exporters.onnx.runner.decoding import (
     resolve_options,
     sample,
 )
-from miniformer.exporters.onnx.runner.encoding import Row, answer, batches, encode
+from miniformer.exporters.onnx.runner.encoding import Row, answer, batches, cut, encode, read_json
 
 FORMAT = 1  # of export.json
 TEXT_COMMANDS = ("generate", "translate")
@@ -106,8 +106,8 @@ class Model:
             outputs = self.generate_tokens([rows[n].inputs for n in numbers], numbers, **options)
             copies = len(outputs) // len(numbers)
             results |= {n: outputs[k * copies :][:copies] for k, n in enumerate(numbers)}
-        found = [output for number in range(len(rows)) for output in results[number]]
-        return [(cut(self.decode(output.tokens), values), output) for output in found]
+        ordered = [output for number in range(len(rows)) for output in results[number]]
+        return [(cut(self.decode(output.tokens), values), output) for output in ordered]
 
     def generate_tokens(
         self, inputs: Sequence[Any], numbers: Sequence[int] = (), **options: Any
@@ -129,17 +129,14 @@ class Model:
     def stream(self, text: Any, *, truncate: bool = False, **options: Any) -> Iterator[str]:
         """Parts of one generated text, of characters that later tokens do not change."""
         values, tokens, sent, result = self.options(options), list[int](), 0, ""
-        rows, stops = (
-            self.encode([text], truncate, values["max_new_tokens"]),
-            values["stop_strings"],
-        )
-        begun = [stop[:n] for stop in stops or [] for n in range(1, len(stop))]
+        rows = self.encode([text], truncate, values["max_new_tokens"])
+        prefixes = [stop[:n] for stop in values["stop_strings"] or [] for n in range(1, len(stop))]
         state, stop = self.start([rows[0].inputs]), self.stop_function(values)
         for _, token, _ in sample(state, values, stop, [(0, 0)]):
             tokens += [token] if token not in end_tokens(values) else []
             result = self.decode(tokens)
             stable = cut(result[: self.stable_length(tokens, result)], values)
-            end = len(stable) - max((len(x) for x in begun if stable.endswith(x)), default=0)
+            end = len(stable) - max((len(x) for x in prefixes if stable.endswith(x)), default=0)
             if end > sent:
                 yield result[sent:end]
                 sent = end
@@ -151,11 +148,9 @@ class Model:
         answers: dict[int, Any] = {}
         for numbers in batches(rows):
             values, mask = pad([rows[n].inputs for n in numbers])
-            feeds = {
-                "attention_mask": mask,
-                "token_type_ids": pad([rows[n].types for n in numbers])[0],
-            }
-            (outputs,) = graph.run({next(iter(graph.inputs)): values, **feeds}).values()
+            feeds = {next(iter(graph.inputs)): values, "attention_mask": mask}
+            feeds["token_type_ids"] = pad([rows[n].types for n in numbers])[0]
+            (outputs,) = graph.run(feeds).values()
             for n, x in zip(numbers, outputs.numpy().astype(np.float64), strict=True):
                 answers[n] = answer(rows[n], x, self.about, self.decode)
         return [answers[number] for number in range(len(rows))]
@@ -172,17 +167,15 @@ class Model:
         if "encoder" not in self.graphs:
             return State(decoder, inputs, {})
         encoder, (values, mask) = self.graph("encoder"), pad(inputs)
-        found = encoder.run({next(iter(encoder.inputs)): values, "attention_mask": mask})
-        source = {name.replace("present", "past_key_values"): x for name, x in found.items()}
+        outputs = encoder.run({next(iter(encoder.inputs)): values, "attention_mask": mask})
+        source = {name.replace("present", "past_key_values"): x for name, x in outputs.items()}
         source["encoder_attention_mask"] = mask
         return State(decoder, [self.about["start"]] * len(inputs), source)
 
     def graph(self, part: str) -> Graph:
         """The graph of a part, if the model has it."""
         if part not in self.graphs:
-            raise RunError(
-                f"this model is for another task; its command is {self.about['command']}"
-            )
+            raise RunError(f"the model cannot do this; its command is {self.about['command']}")
         return self.graphs[part]
 
     def options(self, given: Options) -> Options:
@@ -212,12 +205,6 @@ class Model:
         )
 
 
-def cut(text: str, options: Options) -> str:
-    """The text before the first stop string."""
-    stops = options["stop_strings"] or []
-    return text[: min((text.find(stop) for stop in stops if stop in text), default=None)]
-
-
 def read_description(path: Path) -> dict[str, Any]:
     """Reads export.json."""
     try:
@@ -241,14 +228,6 @@ def read_tokenizer(path: Path) -> Any:
         raise RunError(f"{path}: {error}") from None
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def read_json(text: str) -> Any:
-    """An input that is no text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise RunError(f"an input must be JSON, such as '[...]', not {text!r}") from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -275,7 +254,8 @@ def run(arguments: Sequence[str] | None) -> None:
     options = {name: values[name] for name in OPTIONS if values[name] is not None}
     model = Model(values["folder"], values["threads"])
     if command != model.about["command"]:
-        raise RunError(f"this model cannot {command}; its command is {model.about['command']}")
+        known = model.about["command"] or "none: its graphs are for onnxruntime itself"
+        raise RunError(f"the model cannot {command}; its command is {known}")
     inputs = values["inputs"]
     if inputs in ([], ["-"]):
         inputs = sys.stdin.read().splitlines()
@@ -284,8 +264,8 @@ def run(arguments: Sequence[str] | None) -> None:
     if command not in TEXT_COMMANDS:
         if options:
             raise RunError(f"{next(iter(options))} is for commands that generate text")
-        for answer in model.predict(inputs, truncate=truncate):
-            print(json.dumps(answer, ensure_ascii=False))
+        for item in model.predict(inputs, truncate=truncate):
+            print(json.dumps(item, ensure_ascii=False))
         return
     starts = inputs if command == "generate" else [""] * len(inputs)
     values = model.options(options)
