@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from miniformer import TrainConfig
+from miniformer import TrainConfig, registry
 from miniformer.data.batching import chunks
 from miniformer.training.resume.config import resume_config
 from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 from miniformer.training.resume.verify import state_digests
 from miniformer.training.run import train
-from tests.kit import VERSE
+from tests.kit import VERSE, loss_plugins
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32, "dropout": 0.2}
 TIMES = ("seconds", "tokens_per_second", "waiting", "mfu", "memory_mb")
@@ -65,6 +65,7 @@ KINDS = {
     "wide head": {"records": "series", "task": "classification", "tokenizer": None,
                   "model_config": {**MODEL, "wide_head": WIDE_HEAD}},
     "prefixes": {"model": "seq2seq", "scheduler": "wsd"},
+    "several passes": {"task": "text_grad_cache"},
     "bf16": {"precision": "bf16", "limits": LARGE},
     "schedule-free": {"optimizer": "schedulefree", "scheduler": "none"},
     "two threads": {"threads": 2, "model_config": {**MODEL, "d_model": 64, "d_ff": 256}},
@@ -135,6 +136,8 @@ def test_resume_of_each_kind_is_bit_exact(tmp_path, monkeypatch, kind):
         monkeypatch.setattr(chunks, name, value)
     if "streaming" in changes:  # a shuffle buffer of eight records
         monkeypatch.setitem(chunks.StreamChunks.__init__.__kwdefaults__, "chunk_size", 8)
+    for component, task in loss_plugins.COMPONENTS["task"].items():
+        monkeypatch.setitem(registry._registered["task"], component, task)
     torch.set_num_threads(changes.pop("threads", 1))
     rng = random.Random(f"resume {kind}")
     accumulated = changes.get("accumulate_grad_batches", 1)

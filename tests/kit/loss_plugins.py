@@ -129,9 +129,24 @@ class GradCache(Contrastive):
             context.backward((now[0] * first).sum() + (now[1] * second).sum())
 
 
+@dataclasses.dataclass(frozen=True)
+class TextGradCache(GradCache, LanguageModeling):
+    """The same on texts: both halves of each packed row."""
+
+    name: ClassVar[str] = "text_grad_cache"
+    models: ClassVar[tuple[str, ...]] = ("encoder",)
+
+    def eval_step(self, model, batch):
+        loss, count = self.loss(model, batch)
+        return {"loss": loss, "count": count, "bytes": batch.get("bytes", 0.0)}
+
+
 COMPONENTS = {
     "loss_term": {"row_length": row_length, "z_loss": z_loss, "drift": Drift},
-    "task": {"distillation": Distillation, "chunked": Chunked, "grad_cache": GradCache},
+    "task": {
+        "distillation": Distillation, "chunked": Chunked, "grad_cache": GradCache,
+        "text_grad_cache": TextGradCache,
+    },
 }
 
 

@@ -187,8 +187,13 @@ class LanguageModeling(TextGenerationTask):
 
     def record_results(
         self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
-    ) -> RecordResults:
-        """Results of each text that has a label; there are no predictions or truths."""
+    ) -> RecordResults | None:
+        """Results of each text that has a label; there are no predictions or truths.
+
+        None for a subclass whose loss is not that of tokens.
+        """
+        if not all("token_losses" in stats for stats in batch_stats):
+            return None
         losses = concat_batches(batch_stats, "token_losses").numpy()
         tokens = concat_batches(batch_stats, "token_records").numpy()
         indices, loss, count = sum_by_record(tokens, losses, np.ones(len(losses)))

@@ -106,9 +106,13 @@ class TokenLossRecorder:
     def stats(self, batch: Batch) -> dict[str, Tensor]:
         """`token_losses`, float [N], and `token_records`, int64 [N], of a batch's labels.
 
+        Empty for a task whose loss is not that of tokens.
+
         Args:
             batch: with `labels`, int [B, T], and `records`; see `Task.record_step`.
         """
+        if not self._losses:
+            return {}
         labeled = (batch["labels"] != IGNORE_INDEX).cpu()
         records = batch["records"] if batch["records"].dim() == 2 else batch["records"][:, None]
         return {
