@@ -233,6 +233,8 @@ class ModelProgram(StaticView):
             if isinstance(self.task, TokenClassification)
             else rows
         )
+        if not self.extra_inputs:
+            return rows, rows
         return rows, rows, (extra,) * len(self.extra_inputs)
 
 

@@ -15,7 +15,13 @@ _RUNNER_PACKAGE = "miniformer.exporters.onnx.runner"
 _REQUIREMENTS = ("onnxruntime", "numpy", "tokenizers")
 
 
-def write_bundle(source: Source, folder: Path, files: dict[str, str], weights: str) -> None:
+def write_bundle(
+    source: Source,
+    folder: Path,
+    files: dict[str, str],
+    weights: str,
+    losses: dict[str, float] | None = None,
+) -> None:
     """Writes all files but the graphs.
 
     Args:
@@ -23,10 +29,12 @@ def write_bundle(source: Source, folder: Path, files: dict[str, str], weights: s
         folder: the exported folder.
         files: graphs by part, see `describe`.
         weights: type of the stored weights.
+        losses: loss on records by type of the weights; None: not computed.
     """
     if source.tokenizer is not None:
         source.tokenizer.save(folder / "tokenizer.json")
-    write_json(folder / "export.json", describe(source, files, weights))
+    description = describe(source, files, weights) | {"losses": losses or None}
+    write_json(folder / "export.json", description)
     for name in RUNNER_FILES:
         code = (package_files(_RUNNER_PACKAGE) / name).read_text(encoding="utf-8")
         write_text(folder / name, code.replace(f"from {_RUNNER_PACKAGE}.", "from "))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from miniformer.config import UserError
 from miniformer.exporters.programs import Program, make_programs
 from miniformer.exporters.source import Source
 
@@ -22,7 +23,11 @@ OPSET = 20
 
 
 def write_graphs(source: Source, folder: Path) -> dict[str, str]:
-    """Writes the graphs of a model; returns their file names by part."""
+    """Writes the graphs of a model; returns their file names by part.
+
+    Raises:
+        UserError: the model has a part that no graph can compute.
+    """
     files = {}
     for program in make_programs(source):
         files[program.name] = f"{program.name}.onnx"
@@ -33,10 +38,17 @@ def write_graphs(source: Source, folder: Path) -> dict[str, str]:
 def write_graph(program: Program, path: Path) -> None:
     """Writes the graph of a program."""
     with quiet(), torch.no_grad():
-        exported = torch.onnx.export(
-            program.view.export(), dynamo=True, opset_version=OPSET,
-            input_names=program.inputs, output_names=program.outputs,
-        )  # fmt: skip
+        try:
+            exported = torch.onnx.export(
+                program.view.export(), dynamo=True, opset_version=OPSET,
+                input_names=program.inputs, output_names=program.outputs,
+            )  # fmt: skip
+        except Exception as error:  # of torch.export or of the conversion, of many types
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"{program.name}.onnx: this model cannot become an ONNX graph; a part of one's own "
+                f"must consist of operations that torch.onnx has: {type(error).__name__}: {reason}"
+            ) from error
         assert exported is not None
         exported.save(str(path), external_data=False)
 

@@ -14,10 +14,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from miniformer.checkpoint.directory import atomic_model_directory, require_empty
+from miniformer.config import UserError
 from miniformer.exporters.destination import destination
 from miniformer.exporters.onnx.bundle import write_bundle
 from miniformer.exporters.onnx.graphs import write_graphs
+from miniformer.exporters.onnx.losses import check_data, data_loss
+from miniformer.exporters.onnx.session import OnnxModel
+from miniformer.exporters.onnx.verify import compare
 from miniformer.exporters.source import read_source
+from miniformer.registry import unknown_name_message
+
+WEIGHTS = ("float32",)
 
 
 @destination(
@@ -34,10 +41,38 @@ def export_onnx(
     data: str | None = None,
     verify: bool = True,
 ) -> str:
-    """Writes a model as ONNX graphs."""
+    """Writes a model as ONNX graphs.
+
+    Args:
+        directory: a model directory.
+        out: the directory to write.
+        weights: float32.
+        data: file of records; the loss of the graphs on it is kept in export.json.
+        verify: compare the graphs with the model in onnxruntime before `out` gets its name.
+
+    Raises:
+        UserError: the model has a part that no graph can compute, `out` is not empty, or the graphs
+            differ from the model.
+    """
+    if weights not in WEIGHTS:
+        raise UserError(unknown_name_message("weights", weights, list(WEIGHTS)))
     require_empty(Path(out))
     source = read_source(directory)
+    if data is not None:
+        check_data(source)
+    lines = [f"written to {out}"]
     with atomic_model_directory(Path(out)) as folder:
         files = write_graphs(source, folder)
-        write_bundle(source, folder, files, weights)
-    return f"written to {out}"
+        losses: dict[str, float] = {}
+        if verify:
+            comparison = compare(source, OnnxModel(source, folder, files))
+            comparison.check()
+            lines.append(comparison.describe())
+        else:
+            lines.append("not compared with the model")
+        if data is not None:
+            loss = data_loss(source, OnnxModel(source, folder, files), data)
+            losses["float32"] = loss
+            lines.append(f"loss on {data}: {loss:.4f}")
+        write_bundle(source, folder, files, weights, losses)
+    return "\n".join(lines)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from miniformer.model.wide_head.integer_forms import move_to_front, used_columns
 from miniformer.model.wide_head.ngrams import UNKNOWN, NgramFeatures, positive, scramble
 from miniformer.model.wide_head.sparse import Inputs
 
@@ -53,9 +54,9 @@ class CharacterFeatures(NgramFeatures):
         types = torch.zeros_like(ids) if types is None else types.long()
         types = types[..., None].expand_as(codes).flatten(1)
         codes = codes.flatten(1).long()
-        order = (codes == 0).int().argsort(dim=1, stable=True)
-        size = int((codes > 0).sum(1).max())
-        return codes.gather(1, order)[:, :size], types.gather(1, order)[:, :size]
+        size = used_columns((codes > 0).sum(1), codes.shape[1])
+        first, second = move_to_front(codes > 0, codes, types)
+        return first[:, :size], second[:, :size]
 
 
 def character_keys(codes: Tensor, types: Tensor, *, length: int) -> Tensor:

@@ -69,7 +69,9 @@ class KernelFeatures(DenseFeatures):
 
 def kernel_weights() -> Tensor:
     """The weights of all kernels, [84, 9]; those of a kernel add up to 0."""
-    weights = torch.full((NUM_KERNELS, LENGTH), -1.0)
-    for row, columns in enumerate(combinations(range(LENGTH), 3)):
-        weights[row, list(columns)] = 2.0
-    return weights
+    return torch.tensor(
+        [
+            [2.0 if column in large else -1.0 for column in range(LENGTH)]
+            for large in combinations(range(LENGTH), 3)
+        ]
+    )

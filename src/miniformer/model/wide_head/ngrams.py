@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from miniformer.model.wide_head.integer_forms import find_sorted, high_bits
 from miniformer.model.wide_head.sparse import Inputs, SparseFeatures
 
 _MULTIPLIER = -7046029254386353131  # 2**64 / golden ratio, odd
@@ -56,7 +57,7 @@ class NgramFeatures(nn.Module):
                 position, or None: all are; `token_types`, int [B, T], or None: all are 0.
         """
         keys = self.hashes(inputs)
-        index = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
+        index = find_sorted(self.keys, keys)
         known = (self.keys[index] == keys) & (keys != UNKNOWN)
         values = self.idf[index].float() * known
         if self.counts:
@@ -108,7 +109,7 @@ def ngram_keys(inputs: Inputs, *, length: int, positions: bool) -> Tensor:
 def scramble(values: Tensor) -> Tensor:
     """Permutation of int64 values that spreads close values far apart."""
     values = values * _MULTIPLIER  # wraps around
-    values = values ^ ((values >> 32) & _MASK)
+    values = values ^ (high_bits(values) & _MASK)
     return values * _MULTIPLIER
 
 

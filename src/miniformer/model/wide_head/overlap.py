@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from miniformer.model.wide_head.integer_forms import used_columns
 from miniformer.model.wide_head.series import DenseFeatures
 from miniformer.model.wide_head.sparse import Inputs
 
@@ -101,7 +102,7 @@ class OverlapFeatures(DenseFeatures):
         if mask is not None:
             is_text = is_text & mask
         start = is_text.int().argmax(1, keepdim=True)
-        size = max(1, int(is_text.sum(1).max()))
+        size = used_columns(is_text.sum(1), ids.shape[1])
         columns = (start + torch.arange(size, device=ids.device)).clamp_max(ids.shape[1] - 1)
         is_inside = torch.arange(size, device=ids.device) < is_text.sum(1, keepdim=True)
         ids = ids.gather(1, columns)

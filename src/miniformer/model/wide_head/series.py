@@ -65,8 +65,9 @@ class NumberFeatures(DenseFeatures):
     def compute(self, inputs: Inputs) -> Tensor:
         """The numbers, float32 [B, K]."""
         vectors, mask = masked_vectors(inputs)
-        numbers = (vectors * mask[..., None]).flatten(1)[:, : self.size]
-        return nn.functional.pad(numbers, (0, self.size - numbers.shape[1]))
+        numbers = (vectors * mask[..., None]).flatten(1)
+        # One form for shorter and longer inputs, since an exported program has no branch on sizes.
+        return nn.functional.pad(numbers, (0, self.size))[:, : self.size]
 
 
 class StatisticFeatures(DenseFeatures):
@@ -92,8 +93,10 @@ class StatisticFeatures(DenseFeatures):
         time = (rank - (count - 1) / 2) * mask
         squares = time.square().sum(1, keepdim=True).clamp_min(1e-6)
         slope = (time[..., None] * centered).sum(1) / squares * (count - 1)
-        both = (mask[:, 1:] & mask[:, :-1])[..., None]
-        change = (vectors.diff(dim=1).abs() * both).sum(1) / (count - 1).clamp_min(1)
+        # Of each position and the one before, which the first has not.
+        before = nn.functional.pad(vectors, (0, 0, 1, 0))[:, : vectors.shape[1]]
+        both = (mask & nn.functional.pad(mask, (1, 0))[:, : mask.shape[1]])[..., None]
+        change = ((vectors - before).abs() * both).sum(1) / (count - 1).clamp_min(1)
         thirds = []
         for part in (3 * rank < count, 3 * (rank + 1) > 2 * count):
             part = part & mask

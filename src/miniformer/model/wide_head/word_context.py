@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from miniformer.model.wide_head.integer_forms import find_sorted
 from miniformer.model.wide_head.ngrams import UNKNOWN, positive, scramble
 from miniformer.model.wide_head.sparse import Inputs, SparseFeatures
 
@@ -52,7 +53,7 @@ class WordFeatures(nn.Module):
         hashes = inputs["word_hashes"]
         assert hashes is not None
         keys = word_feature_keys(hashes)
-        index = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
+        index = find_sorted(self.keys, keys)
         known = (self.keys[index] == keys) & (keys != UNKNOWN)
         return SparseFeatures(index, known.float())
 
