@@ -144,7 +144,9 @@ class TextGradCache(GradCache, LanguageModeling):
 COMPONENTS = {
     "loss_term": {"row_length": row_length, "z_loss": z_loss, "drift": Drift},
     "task": {
-        "distillation": Distillation, "chunked": Chunked, "grad_cache": GradCache,
+        "distillation": Distillation,
+        "chunked": Chunked,
+        "grad_cache": GradCache,
         "text_grad_cache": TextGradCache,
     },
 }

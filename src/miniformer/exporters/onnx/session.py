@@ -111,12 +111,12 @@ class OnnxModel:
         inputs, mask = batch["inputs"], batch.get("attention_mask")
         mask = torch.ones(inputs.shape[:2], dtype=torch.bool) if mask is None else mask
         arrays = {**self._inputs(inputs), "attention_mask": _integers(mask)}
-        wanted = {item.name for item in self.sessions["model"].get_inputs()}
+        names = {item.name for item in self.sessions["model"].get_inputs()}
         for name, value in batch.items():
             key = _BATCH_NAMES.get(name, name)
-            if key in wanted - arrays.keys():
+            if key in names - arrays.keys():
                 arrays[key] = value.numpy()
-        for name in wanted - arrays.keys():  # token types of a text
+        for name in names - arrays.keys():  # token types of a text
             arrays[name] = np.zeros(inputs.shape[:2], np.int64)
         (array,) = self.run("model", arrays).values()
         return torch.from_numpy(array)
