@@ -229,6 +229,9 @@ KINDS: dict[str, Kind] = {
         {
             "hf": "miniformer.exporters.hf:export_hf",
             "onnx": "miniformer.exporters.onnx.write:export_onnx",
+            "pt2": "miniformer.exporters.compiled.destinations:export_pt2",
+            "aoti": "miniformer.exporters.compiled.destinations:export_aoti",
+            "openvino": "miniformer.exporters.compiled.destinations:export_openvino",
         },
     ),
 }

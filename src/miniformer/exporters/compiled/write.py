@@ -1,0 +1,85 @@
+"""Writes the programs of a model for one runtime: files, names and tokenizer in a folder.
+
+NAME and a suffix     each program: `model`, or `decoder`, or `encoder` and `decoder`
+export.json           names of inputs and outputs in order, and what a runner must know
+tokenizer.json        the tokenizer
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch.export import ExportedProgram
+
+from miniformer.checkpoint.directory import atomic_model_directory, require_empty
+from miniformer.exporters.compiled.flat import export_flat
+from miniformer.exporters.compiled.verify import Run, compare
+from miniformer.exporters.onnx.description import describe
+from miniformer.exporters.programs import Program, make_programs
+from miniformer.exporters.source import read_source
+from miniformer.utils.atomic import write_json
+
+
+class Format(NamedTuple):
+    """Files of a runtime.
+
+    Args:
+        suffix: end of a file's name.
+        write: writes a program: (exported program, program, path).
+        load: reads a file with the runtime: (path, program) -> a function of tensors.
+        export: makes the exported program.
+        finish: writes further files into the folder.
+    """
+
+    suffix: str
+    write: Callable[[ExportedProgram, Program, Path], None]
+    load: Callable[[Path, Program], Run]
+    export: Callable[[Program], ExportedProgram] = export_flat
+    finish: Callable[[list[Program], Path], None] = lambda programs, folder: None
+
+
+def write_programs(
+    form: Format, directory: Path, out: Path, *, verify: bool, **comparison: Any
+) -> str:
+    """Writes the programs of a model directory; returns a text for the user.
+
+    Args:
+        form: files of the runtime.
+        directory: the model directory.
+        out: folder to write, which appears once everything is written and compared.
+        verify: load the files with the runtime and compare them with the model.
+        **comparison: sizes of the comparison, see `compare`.
+
+    Raises:
+        UserError: `out` is not empty or cannot be written, the model has a part that no program
+            can compute, or the files do not compute what the model does.
+    """
+    require_empty(out)
+    source = read_source(directory)
+    programs = make_programs(source)
+    result = "not compared with the model"
+    with _quiet(), atomic_model_directory(out) as folder:
+        files = {program.name: program.name + form.suffix for program in programs}
+        for program in programs:
+            form.write(form.export(program), program, folder / files[program.name])
+        names = {p.name: {"inputs": p.inputs, "outputs": p.outputs} for p in programs}
+        write_json(folder / "export.json", describe(source, files, "float32") | {"names": names})
+        if source.tokenizer is not None:
+            source.tokenizer.save(folder / "tokenizer.json")
+        form.finish(programs, folder)
+        if verify:
+            runs = {p.name: form.load(folder / files[p.name], p) for p in programs}
+            result = compare(source, programs, runs, **comparison).text()
+    return f"written to {out}; {result}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the warnings of exporters about their own code from the terminal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,68 @@
+"""Faults in `miniformer.exporters.compiled` and in the checks of all exporters."""
+
+from tests.faults import fault
+
+
+@fault("miniformer.exporters.compiled.write:compare")
+def verification_is_skipped(original):
+    """The comparison reports success without running what was written."""
+    from miniformer.exporters.compiled.verify import Comparison
+
+    return lambda source, programs, runs, **sizes: Comparison(0.0, 1.0, 32)
+
+
+@fault("miniformer.exporters.compiled.verify:LIMIT")
+def any_difference_is_accepted(original):
+    """The limit of differences is 10."""
+    return 10.0
+
+
+@fault("miniformer.exporters.compiled.flat:FlatView.dynamic_shapes")
+def programs_have_one_batch_size(original):
+    """The batch size of the example is that of the program."""
+
+    def dynamic_shapes(self):
+        return tuple({k: v for k, v in shape.items() if k} for shape in original(self))
+
+    return dynamic_shapes
+
+
+@fault("miniformer.exporters.compiled.write:make_programs")
+def names_are_in_the_wrong_order(original):
+    """The names of keys and values alternate, unlike the tensors."""
+
+    def make_programs(source):
+        return [program._replace(inputs=sorted(program.inputs)) for program in original(source)]
+
+    return make_programs
+
+
+@fault("miniformer.exporters.compiled.write:atomic_model_directory")
+def half_written_folder_is_left(original):
+    """Files are written where they stay, whatever happens."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def atomic_model_directory(directory):
+        with original(directory):
+            pass
+        yield directory
+
+    return atomic_model_directory
+
+
+@fault("miniformer.exporters.destination:Destination.missing")
+def missing_package_is_reported_late(original):
+    """A missing package is an error of its import."""
+    return lambda self: []
+
+
+@fault("miniformer.exporters.listing:facts_of")
+def every_destination_is_installed(original):
+    """The list does not look for the packages of a destination."""
+
+    def facts_of(exporter):
+        facts = original(exporter)
+        return None if facts is None else facts._replace(packages=())
+
+    return facts_of
