@@ -1,7 +1,9 @@
 """Model directories for the destinations of exported programs."""
 
 import pytest
+import torch
 
+import miniformer
 from miniformer import Seq2SeqTransformer
 from miniformer.checkpoint.directory import save_directory
 from miniformer.config import GenerationConfig
@@ -29,3 +31,17 @@ def directories(tmp_path_factory):
         generation=GenerationConfig(), model_card="# x\n",
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def classify(directories):
+    """Logits of the classifier for rows of token ids without padding."""
+    pipeline = miniformer.load(directories / "classifier")
+
+    @torch.no_grad()
+    def classify(ids):
+        ids = torch.as_tensor(ids)
+        batch = {"inputs": ids, "attention_mask": torch.ones_like(ids).bool()}
+        return pipeline.task.logits(pipeline.model, batch)
+
+    return classify

@@ -1,0 +1,75 @@
+"""OpenVINO reads what is written and computes the same, for each kind of model, in float32."""
+
+import json
+
+import pytest
+
+openvino = pytest.importorskip("openvino")
+
+import numpy as np  # noqa: E402 -- after the skip
+import torch  # noqa: E402
+
+import miniformer  # noqa: E402
+from miniformer.model.seq2seq import Seq2SeqTransformer  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def read(directories, tmp_path_factory):
+    """Exports a model on first use; returns its programs as functions, and the text."""
+    folder = tmp_path_factory.mktemp("openvino")
+
+    def read(name):
+        text = miniformer.export(directories / name, folder / name, to="openvino")
+        names = json.loads((folder / name / "export.json").read_text())["names"]
+        programs = {}
+        for part in names:
+            compiled = openvino.Core().compile_model(
+                folder / name / f"{part}.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+            )
+            assert [port.any_name for port in compiled.inputs] == names[part]["inputs"]
+            assert [port.any_name for port in compiled.outputs] == names[part]["outputs"]
+            programs[part] = lambda *inputs, run=compiled: [*run(inputs).values()]
+        return programs, text
+
+    return read
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_openvino_translates_like_the_model(read, directories):
+    programs, text = read("seq2seq")
+    assert "greedy tokens are equal" in text
+    model = Seq2SeqTransformer.from_pretrained(directories / "seq2seq").eval()
+    for rows, source_length, length in ((1, 1, 1), (3, 7, 4)):
+        source = torch.randint(0, 31, (rows, source_length))
+        ids = torch.randint(0, 31, (rows, length))
+        source_mask = np.ones((rows, source_length), np.int64)
+        memory = programs["encoder"](source.numpy(), source_mask)
+        past = [np.zeros((rows, 4, 1, 4), np.float32) for _ in range(2)]
+        seen = np.zeros((rows, 1), np.int64)
+        for column in range(length):
+            seen = np.concatenate((seen, np.ones((rows, 1), np.int64)), 1)
+            step = ids[:, column : column + 1].numpy()
+            logits, *past = programs["decoder"](
+                step, seen, *past, *memory, source_mask, np.zeros(1, np.int64)
+            )
+            close(logits, model(source, ids[:, : column + 1])[:, -1:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["classifier", "series"])
+def test_openvino_reads_inputs_of_any_size(read, directories, classify, name):
+    programs, _ = read(name)
+    model = classify
+    if name == "series":
+        model = miniformer.Transformer.from_pretrained(directories / name).eval()
+    for rows, length in ((1, 1), (4, 9)):
+        shape = (rows, length, 3) if name == "series" else (rows, length)
+        inputs = torch.randn(shape) if name == "series" else torch.randint(0, 258, shape)
+        (outputs,) = programs["model"](inputs.numpy(), np.ones((rows, length), np.int64))
+        close(outputs, model(inputs))
