@@ -66,3 +66,27 @@ def every_destination_is_installed(original):
         return None if facts is None else facts._replace(packages=())
 
     return facts_of
+
+
+@fault("miniformer.exporters.compiled.destinations:export_pt2")
+def pt2_is_never_compared(original):
+    """The option `verify` is ignored."""
+    return lambda directory, out, *, verify=True: original(directory, out, verify=False)
+
+
+@fault("miniformer.exporters.compiled.pt2:FORMAT")
+def pt2_has_another_suffix(original):
+    """Files end in .bin."""
+    return original._replace(suffix=".bin")
+
+
+@fault("miniformer.exporters.compiled.aoti:FORMAT")
+def example_is_not_written(original):
+    """The folder has no C++ program."""
+    return original._replace(finish=lambda programs, folder: None)
+
+
+@fault("miniformer.exporters.compiled.openvino:SETTINGS")
+def openvino_computes_in_bfloat16(original):
+    """The precision is that which the processor prefers."""
+    return {}

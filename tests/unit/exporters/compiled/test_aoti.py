@@ -10,6 +10,9 @@ import torch
 
 import miniformer
 from miniformer import UserError
+from miniformer.exporters.compiled import aoti
+from miniformer.exporters.programs import make_programs
+from miniformer.exporters.source import read_source
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 
@@ -21,6 +24,22 @@ def test_aoti_without_a_compiler_is_refused(directories, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"aoti compiles C\+\+ and needs g\+\+ or clang\+\+"):
         miniformer.export(directories / "decoder", tmp_path / "out", to="aoti")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.catches("example_is_not_written")
+def test_aoti_folder_has_the_example_of_the_model(directories, tmp_path):
+    calls = {"decoder": "decoder.pt2", "seq2seq": "encoder.pt2", "classifier": "model.pt2"}
+    for name in (*calls, "series"):
+        (tmp_path / name).mkdir()
+        aoti.FORMAT.finish(make_programs(read_source(directories / name)), tmp_path / name)
+    assert not list((tmp_path / "series").iterdir())  # its inputs are vectors
+    for name, file in calls.items():
+        assert {"main.cpp", "CMakeLists.txt", "README.md"} == {*map(str, _names(tmp_path / name))}
+        assert f"/{file}" in (tmp_path / name / "main.cpp").read_text()
+
+
+def _names(folder):
+    return [path.name for path in folder.iterdir()]
 
 
 @pytest.mark.slow

@@ -1,23 +1,32 @@
 """OpenVINO reads what is written and computes the same, for each kind of model, in float32."""
 
 import json
+import sys
+import types
 
+import numpy as np
 import pytest
+import torch
 
-openvino = pytest.importorskip("openvino")
+import miniformer
+from miniformer.exporters.compiled.openvino import FORMAT
+from miniformer.model.seq2seq import Seq2SeqTransformer
 
-import numpy as np  # noqa: E402 -- after the skip
-import torch  # noqa: E402
 
-import miniformer  # noqa: E402
-from miniformer.model.seq2seq import Seq2SeqTransformer  # noqa: E402
-
-pytestmark = pytest.mark.slow
+@pytest.mark.catches("openvino_computes_in_bfloat16")
+def test_openvino_is_asked_for_float32(monkeypatch):
+    calls = []
+    compile_model = lambda *arguments: calls.append(arguments)  # noqa: E731
+    fake = types.SimpleNamespace(compile_model=compile_model)
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    FORMAT.load("model.xml", None)
+    assert calls == [("model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})]
 
 
 @pytest.fixture(scope="module")
 def read(directories, tmp_path_factory):
     """Exports a model on first use; returns its programs as functions, and the text."""
+    openvino = pytest.importorskip("openvino")
     folder = tmp_path_factory.mktemp("openvino")
 
     def read(name):
@@ -40,6 +49,7 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected.numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_openvino_translates_like_the_model(read, directories):
     programs, text = read("seq2seq")
@@ -61,6 +71,7 @@ def test_openvino_translates_like_the_model(read, directories):
             close(logits, model(source, ids[:, : column + 1])[:, -1:])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["classifier", "series"])
 def test_openvino_reads_inputs_of_any_size(read, directories, classify, name):
