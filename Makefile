@@ -10,7 +10,7 @@ PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 # Compiled modules are kept, whatever the environment: hundreds of child processes import them.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo test check format lint types imports coverage faults slow weights \
+.PHONY: help setup demo test check format lint types imports coverage faults slow exports weights \
 	bench-quality bench-generate clean
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make check   all checks of CI: format, lint, types, imports, tests, coverage, seeded faults"
 	@echo "make faults  seed faults and check that the tests catch each one"
 	@echo "make slow    checks before a release, about two hours: real loggers and lm-eval, mutations, ..."
+	@echo "make exports tests of AOTInductor with C++, OpenVINO, ...: 7 minutes"
 	@echo "make bench-quality RECIPE=... DATA=...   train a recipe with three seeds and record its metrics"
 	@echo "make bench-generate   tokens a second, compared with other libraries"
 	@echo "make format  format the source"
@@ -47,7 +48,7 @@ test: setup
 # since they were recorded.
 check: lint types imports coverage
 	$(BIN)/python -m tests.faults --tests-passed
-	$(BIN)/python -m tests.slow loggers lm_eval kernels devices compile seeds --changed
+	$(BIN)/python -m tests.slow loggers lm_eval kernels devices compile seeds exports --changed
 
 format: setup
 	$(BIN)/ruff format .
@@ -70,6 +71,10 @@ faults: setup
 # Checks that take too long for each change; PARTS selects some (python -m tests.slow --list).
 slow: setup
 	$(BIN)/python -m tests.slow $(PARTS) --record
+
+# Runtimes of exported files, each in an environment of its own where packages exclude each other.
+exports: setup
+	$(BIN)/python -m tests.slow exports
 
 # The test command of the README, in two processes, with a minimum of coverage (see tests/first_cases.py).
 coverage: setup weights

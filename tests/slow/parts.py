@@ -99,6 +99,21 @@ PARTS = (
         ("tests/conftest.py", "tests/kit/seeds.py", "tests/contract/test_seeds.py"),
         1,
     ),
+    Part(
+        "exports",
+        (
+            *_PYTEST, "tests/unit/exporters/compiled/test_openvino.py",
+            "tests/unit/exporters/compiled/test_aoti.py",
+        ),
+        (
+            "src/miniformer/exporters/compiled/*",
+            "src/miniformer/exporters/programs.py",
+            "src/miniformer/model/cache/static_view.py",
+            "tests/unit/exporters/compiled/*.py",
+        ),
+        7,
+        ("openvino",),
+    ),
     Part("explore", ("-m", "tests.slow.explore"), (_PACKAGE, _TESTS), 15),
     Part("faults", ("-m", "tests.faults"), (_PACKAGE, _TESTS), 5),
     Part(

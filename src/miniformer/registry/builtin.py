@@ -45,6 +45,10 @@ _COMMANDS = {
         "convert a Hugging Face model to a model directory",
     ),
     "export": ("miniformer.exporters.command", "convert a model for transformers and others"),
+    "export-bench": (
+        "miniformer.exporters.bench.command",
+        "sizes and times of exported files beside the model's own",
+    ),
     "doctor": ("miniformer.doctor.__main__", "check a model, or report the speed of this machine"),
     "verify-resume": (
         "miniformer.commands.verify_resume",

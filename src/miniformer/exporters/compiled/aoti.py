@@ -49,4 +49,4 @@ def _finish(programs: list[Program], folder: Path) -> None:
         shutil.copyfile(_EXAMPLES / file, folder / file)
 
 
-FORMAT = Format(".pt2", _write, _load, finish=_finish)
+FORMAT = Format("aoti", ".pt2", _write, _load, finish=_finish)

@@ -41,4 +41,4 @@ def _load(path: Path, program: Program) -> Run:
     return run
 
 
-FORMAT = Format(".xml", _write, _load)
+FORMAT = Format("openvino", ".xml", _write, _load)

@@ -21,4 +21,4 @@ def _load(path: Path, program: Program) -> Run:
     return lambda inputs: module(*inputs)
 
 
-FORMAT = Format(".pt2", _write, _load)
+FORMAT = Format("pt2", ".pt2", _write, _load)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from torch.export import ExportedProgram
 
 from miniformer.checkpoint.directory import atomic_model_directory, require_empty
-from miniformer.exporters.compiled.flat import export_flat
+from miniformer.exporters.compiled.flat import FlatView, export_flat
 from miniformer.exporters.compiled.verify import Run, compare
 from miniformer.exporters.onnx.description import describe
 from miniformer.exporters.programs import Program, make_programs
@@ -28,6 +28,7 @@ class Format(NamedTuple):
     """Files of a runtime.
 
     Args:
+        name: the destination.
         suffix: end of a file's name.
         write: writes a program: (exported program, program, path).
         load: reads a file with the runtime: (path, program) -> a function of tensors.
@@ -35,6 +36,7 @@ class Format(NamedTuple):
         finish: writes further files into the folder.
     """
 
+    name: str
     suffix: str
     write: Callable[[ExportedProgram, Program, Path], None]
     load: Callable[[Path, Program], Run]
@@ -67,7 +69,8 @@ def write_programs(
         for program in programs:
             form.write(form.export(program), program, folder / files[program.name])
         names = {p.name: {"inputs": p.inputs, "outputs": p.outputs} for p in programs}
-        write_json(folder / "export.json", describe(source, files, "float32") | {"names": names})
+        further = {"to": form.name, "names": names, "past": _past_sizes(programs)}
+        write_json(folder / "export.json", describe(source, files, "float32") | further)
         if source.tokenizer is not None:
             source.tokenizer.save(folder / "tokenizer.json")
         form.finish(programs, folder)
@@ -75,6 +78,16 @@ def write_programs(
             runs = {p.name: form.load(folder / files[p.name], p) for p in programs}
             result = compare(source, programs, runs, **comparison).text()
     return f"written to {out}; {result}"
+
+
+def _past_sizes(programs: list[Program]) -> list[tuple[int, int]]:
+    """Heads and width of each tensor of the past, in the order of the inputs."""
+    return [
+        (example.shape[1], example.shape[3])
+        for program in programs
+        for name, example in zip(program.inputs, FlatView(program).example_inputs(), strict=True)
+        if name.startswith("past_key_values.") and ".encoder." not in name
+    ]
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def load_view(path, program):
     return lambda inputs: [SCALE["factor"] * value for value in FlatView(program)(*inputs)]
 
 
-TEXT = Format(".txt", write_text, load_view, export=lambda program: None)
+TEXT = Format("text", ".txt", write_text, load_view, export=lambda program: None)
 
 
 @destination("all models", runtime="a test")
@@ -142,5 +142,5 @@ def test_export_takes_a_model_in_memory(tmp_path, monkeypatch):
 
 
 def test_programs_are_exported_by_default():
-    assert TEXT._replace(export=Format("", None, None).export).export is write.export_flat
+    assert TEXT._replace(export=Format("", "", None, None).export).export is write.export_flat
     assert torch.is_grad_enabled()
