@@ -32,7 +32,7 @@ class Miniformer:
 
         if threads:
             torch.set_num_threads(threads)
-        source = load(path) if (Path(path) / "task.json").exists() else read_source(Path(path))
+        source: Any = load(path) if (Path(path) / "task.json").exists() else read_source(Path(path))
         self.model, self.task = source.model.eval(), source.task
         config = self.model.config
         self.is_seq2seq = hasattr(self.model, "decoder")
