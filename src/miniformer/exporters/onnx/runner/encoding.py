@@ -56,10 +56,10 @@ def encode(
         else:
             row, length = encode_text(value, settings, tokenizer, limit)
         if length > limit and not (truncate and settings["can_truncate"] and limit > 0):
-            reserved = f" beside max_new_tokens={room}" if room else ""
+            spare = f" beside max_new_tokens={room}" if room else ""
             hint = ", or truncate it" if settings["can_truncate"] else ""
             raise RunError(
-                f"input {number} is {length} long; the model reads at most {max(0, limit)}{reserved}"
+                f"input {number} is {length} long; the model reads at most {max(0, limit)}{spare}"
                 f"; shorten it{hint}"
             )
         if not len(row.inputs):

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import onnxruntime as ort
 from tokenizers import Tokenizer
 
 from miniformer.exporters.onnx.runner.decoding import (
@@ -48,10 +47,14 @@ class Graph:
     """An ONNX graph. Its outputs stay in onnxruntime, and can be inputs without a copy."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
         try:
+            import onnxruntime as ort
+
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = threads
             self.session = ort.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        except ImportError as error:
+            raise RunError(f"{error}; pip install -r requirements.txt") from None
         except Exception as error:  # the errors of onnxruntime have no other base
             raise RunError(f"{path}: {str(error).splitlines()[0]}") from None
         self.inputs = {item.name: item for item in self.session.get_inputs()}
