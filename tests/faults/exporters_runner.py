@@ -58,7 +58,7 @@ def prompt_counts_as_new(original):
 
 @fault(f"{_DECODING}:State.select")
 def rows_take_the_past_of_ended_rows(original):
-    """Where rows end, the others do not move with their keys and values."""
+    """Rows that continue take the keys and values of ended rows."""
 
     def select(self, rows, same_source=False):
         past, ends = self.past, len(rows) < len(self.mask)

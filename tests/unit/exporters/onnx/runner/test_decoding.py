@@ -6,6 +6,7 @@ import pytest
 from miniformer.exporters.onnx.runner.decoding import (
     RunError,
     choose,
+    is_final,
     resolve_options,
 )
 
@@ -74,3 +75,14 @@ def test_temperature_zero_takes_the_likeliest():
 def test_wrong_options(given, message):
     with pytest.raises(RunError, match=message):
         resolve_options({}, given)
+
+
+@pytest.mark.catches("beam_search_ends_early")
+def test_a_search_ends_when_no_sum_divided_by_its_greatest_length_is_better():
+    options = resolve_options({}, {"num_beams": 2, "max_new_tokens": 10})
+    running, ended = [(-1.0, []), (-2.0, [])], [(-0.05, []), (-0.12, [])]
+    assert not is_final(running, ended, 4, options)  # -1 / 10 is above -0.12
+    assert is_final(running, [(-0.05, []), (-0.09, [])], 4, options)
+    assert not is_final(running, ended[:1], 4, options)
+    assert is_final(running, ended, 4, {**options, "length_penalty": 0.0})  # -1 is below
+    assert is_final(running, ended, 4, {**options, "length_penalty": -1.0})  # -5 is below
