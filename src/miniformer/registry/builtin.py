@@ -236,6 +236,7 @@ KINDS: dict[str, Kind] = {
             "pt2": "miniformer.exporters.compiled.destinations:export_pt2",
             "aoti": "miniformer.exporters.compiled.destinations:export_aoti",
             "openvino": "miniformer.exporters.compiled.destinations:export_openvino",
+            "gguf": "miniformer.exporters.gguf:export_gguf",
         },
     ),
 }

@@ -69,7 +69,7 @@ def to_hf(
     """
     out = Path(out)
     require_empty(out)
-    source = _make_export_source(model)
+    source = export_source(model)
     model_type = family or source.hf_metadata.get("model_type")
     per_token = source.task.get("task") == "token_classification"
     target, name, hf_config = select_family(
@@ -161,7 +161,15 @@ def select_family(
     )
 
 
-def _make_export_source(model: Model | Pipeline | str | Path) -> ExportSource:
+def export_source(model: Model | Pipeline | str | Path) -> ExportSource:
+    """The model that an export reads.
+
+    Args:
+        model: a model, a pipeline, a model directory, or the directory of a model alone.
+
+    Raises:
+        UserError: a file is missing or broken.
+    """
     if isinstance(model, str | Path):
         return _source_from_directory(Path(model))
     pipeline, inner = (model, model.model) if isinstance(model, Pipeline) else (None, model)
@@ -182,11 +190,13 @@ def _make_export_source(model: Model | Pipeline | str | Path) -> ExportSource:
 def _source_from_directory(path: Path) -> ExportSource:
     description = read_description(path)
     if description.transforms or description.is_quantized:
-        return _make_export_source(load(path))
+        return export_source(load(path))
     architecture, config = description[:2]
     entries = CheckpointDirectory(path).tensor_entries()
-    tokenizer, task, generation = read_artifacts(path, architecture, config)
-    hf_metadata = read_hf_metadata(path)
+    tokenizer, task, generation, hf_metadata = None, {}, GenerationConfig(), {}
+    if (path / "task.json").exists():  # otherwise the directory of a model alone
+        tokenizer, own_task, generation = read_artifacts(path, architecture, config)
+        task, hf_metadata = own_task.settings(), read_hf_metadata(path)
     return ExportSource(
         config=config,
         seq2seq=architecture == "Seq2SeqTransformer",
@@ -194,7 +204,7 @@ def _source_from_directory(path: Path) -> ExportSource:
             name: entry.spec() for name, entry in entries.items() if not name.startswith(_WIDE_HEAD)
         },
         load_tensor=lambda name: read_tensor(entries[name]),
-        task=task.settings(),
+        task=task,
         tokenizer=tokenizer,
         generation=generation,
         hf_metadata=hf_metadata,

@@ -1,0 +1,121 @@
+"""Faults in `miniformer.interop.gguf` and its exporter."""
+
+from tests.faults import fault
+
+
+@fault("miniformer.interop.gguf.names:adjacent_pairs")
+def rope_halves_stay_halves_in_gguf(original):
+    """Rows of queries and keys of Llama are not permuted for llama.cpp."""
+
+    def adjacent_pairs(head_width):
+        from miniformer.interop.hf.weights import IDENTITY
+
+        return IDENTITY
+
+    return adjacent_pairs
+
+
+@fault("miniformer.interop.gguf.names:PLUS_ONE")
+def gemma_norms_go_out_without_one(original):
+    """Norms of Gemma go out as they are."""
+    return original._replace(join=lambda tensors: tensors[0].float())
+
+
+@fault("miniformer.interop.gguf.names:PLUS_ONE")
+def gemma_norms_come_back_with_one(original):
+    """Norms of Gemma come back as they are in the file."""
+    return original._replace(split=lambda tensor, _: [tensor.float()])
+
+
+@fault("miniformer.interop.gguf.metadata:write_hyperparameters")
+def context_of_gguf_is_the_width(original):
+    """The context length in the file is the model's width."""
+
+    def write_hyperparameters(item, config):
+        keys = original(item, config)
+        return {**keys, f"{item.name}.context_length": config.d_model + 1}
+
+    return write_hyperparameters
+
+
+@fault("miniformer.interop.gguf.metadata:write_hyperparameters")
+def gguf_epsilon_is_the_default(original):
+    """The epsilon of norms in the file is that of Llama."""
+
+    def write_hyperparameters(item, config):
+        keys = original(item, config)
+        return {key: 1e-2 if key.endswith("epsilon") else value for key, value in keys.items()}
+
+    return write_hyperparameters
+
+
+@fault("miniformer.interop.gguf.metadata:_write_windows")
+def windows_of_gguf_are_global(original):
+    """Every layer of a file with a window attends to all tokens."""
+
+    def write_windows(item, config):
+        keys = original(item, config)
+        name = "attention.sliding_window_pattern"
+        return {**keys, name: [False] * config.n_layers} if keys else keys
+
+    return write_windows
+
+
+@fault("miniformer.interop.gguf.load:_read_tie")
+def tied_heads_of_gguf_come_back_apart(original):
+    """A tied head that is written a second time comes back as one of its own."""
+
+    def read_tie(file, fields):
+        tie = original(file, fields)
+        return {"tie_embeddings": False} if "output.weight" in file.tensors and tie else tie
+
+    return read_tie
+
+
+@fault("miniformer.interop.gguf.types:decode")
+def q8_0_scales_are_doubled(original):
+    """Blocks of eight bits come back with twice their scale."""
+
+    def decode(data, kind, shape):
+        tensor = original(data, kind, shape)
+        return tensor * 2 if kind == "q8_0" else tensor
+
+    return decode
+
+
+@fault("miniformer.interop.gguf.types:encode")
+def rounded_rows_of_gguf_share_a_scale(original):
+    """Rows are rounded as if all had the range of the widest."""
+
+    def encode(tensor, kind):
+        if kind in ("f32", "f16", "bf16"):
+            return original(tensor, kind)
+        tensor = tensor.clone()
+        tensor[..., ::32] = tensor.abs().max() * 8
+        return original(tensor, kind)
+
+    return encode
+
+
+@fault("miniformer.interop.gguf.tokenizer:CONTROL")
+def special_tokens_of_gguf_are_plain(original):
+    """Special tokens are marked as tokens that users define, which texts may spell out."""
+    return 4
+
+
+@fault("miniformer.interop.gguf.read:_MAX_STRING")
+def gguf_strings_have_any_length(original):
+    """A string of a damaged file may have any length up to the limit of integers."""
+    return 2**62
+
+
+@fault("miniformer.interop.gguf.read:_Stream.take")
+def gguf_headers_are_padded_with_zeros(original):
+    """A file that ends within its header is read as if zeros followed."""
+
+    def take(self, count):
+        data = self.file.read(min(count, 2**16))
+        self.position += count
+        return data + bytes(min(count, 2**16) - len(data))
+
+    return take
