@@ -119,3 +119,41 @@ def gguf_headers_are_padded_with_zeros(original):
         return data + bytes(min(count, 2**16) - len(data))
 
     return take
+
+
+@fault("miniformer.interop.gguf.families:Architecture.problems")
+def every_model_fits_llama_cpp(original):
+    """An architecture takes every model of its family."""
+    return lambda self, config: iter(())
+
+
+@fault("miniformer.interop.gguf.write:_zeros")
+def missing_biases_of_gguf_are_ones(original):
+    """A bias that GPT-NeoX needs and the model lacks is written as ones."""
+    import torch
+
+    return lambda size: lambda: torch.ones(size)
+
+
+@fault("miniformer.interop.gguf.vocabulary:_make_bpe")
+def merges_of_gguf_come_back_in_reverse(original):
+    """The merges of a tokenizer are read from the last to the first."""
+
+    def make_bpe(vocabulary):
+        name = "tokenizer.ggml.merges"
+        merges = vocabulary.metadata[name][::-1]
+        return original(vocabulary._replace(metadata={**vocabulary.metadata, name: merges}))
+
+    return make_bpe
+
+
+@fault("miniformer.exporters.gguf:_largest")
+def gguf_reports_the_mean_difference(original):
+    """The export prints the mean difference as the largest."""
+    return lambda expected, actual: float((expected - actual).abs().mean())
+
+
+@fault("miniformer.exporters.llama_cpp:_FLOAT32")
+def llama_cpp_rounds_keys_and_values(original):
+    """Keys and values of the comparison are float16."""
+    return 1

@@ -104,10 +104,10 @@ WORDS = [
 def strings(count, alphabet=None):
     """Random strings of code, emoji, Chinese, runs of spaces, and special tokens spelled out."""
     dice = random.Random(3)
-    words = alphabet or WORDS
+    choices = alphabet or WORDS
     for _ in range(count):
         joint = dice.choice(["", " ", " ", "  ", "\n"])
-        yield joint.join(dice.choice(words) for _ in range(dice.randrange(1, 12)))
+        yield joint.join(dice.choice(choices) for _ in range(dice.randrange(1, 12)))
 
 
 def causal(tokenizer, path):
@@ -167,9 +167,9 @@ def test_wordpiece_is_tokenized_alike(lowercase, tmp_path):
     tokenizer = bert_tokenizer(lowercase)
     encoder(tokenizer, tmp_path / "model.gguf")
     # llama.cpp drops joiners, and does not split Hangul where accents are stripped.
-    words = [word for word in WORDS if word not in ("\u200d", FAMILY, HANGUL)]
+    alphabet = [word for word in WORDS if word not in ("\u200d", FAMILY, HANGUL)]
     with llama_cpp.LlamaCpp(tmp_path / "model.gguf", 64, encoder=True) as runtime:
-        for text in strings(10_000, words):
+        for text in strings(10_000, alphabet):
             assert runtime.tokenize(text) == tokenizer.encode(text), text
         ids = tokenizer.backend.encode("The cat").ids
         assert runtime.tokenize("The cat", special=True) == ids
@@ -191,15 +191,15 @@ def test_unigram_is_tokenized_alike(tmp_path):
     )  # fmt: skip
     spaces = ("\t", "\n", "\n\n", "\u00a0", "\u3000")
     # The unigram model itself encodes a special token of its vocabulary that a text spells out.
-    words = [word for word in WORDS if word not in (*spaces, "</s>")]
-    plain = [word for word in words if word != "<|endoftext|>"]
+    alphabet = [word for word in WORDS if word not in (*spaces, "</s>")]
+    plain = [word for word in alphabet if word != "<|endoftext|>"]
     backend.train_from_iterator([VERSE, *strings(300, plain)], trainer)
     tokenizer = Tokenizer(backend)
     model = cases.build("t5", vocab_size=tokenizer.vocab_size)
     pipeline = Pipeline(model, tokenizer, task=Seq2Seq(), generation=GenerationConfig())
     cases.write(pipeline, tmp_path / "model.gguf", weights="f32")
     with llama_cpp.LlamaCpp(tmp_path / "model.gguf", 64) as runtime:
-        for text in strings(10_000, words):
+        for text in strings(10_000, alphabet):
             text = text.replace("\n", " ")
             ids = tokenizer.encode(text)
             assert runtime.tokenize(text) == ids, text

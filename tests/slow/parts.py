@@ -47,6 +47,19 @@ PARTS = (
         ("lm-eval",),
     ),
     Part(
+        "gguf",
+        (*_PYTEST, "tests/slow/check_gguf.py"),
+        (
+            "src/miniformer/interop/gguf/*.py",
+            "src/miniformer/exporters/gguf.py",
+            "src/miniformer/exporters/llama_cpp.py",
+            "tests/slow/check_gguf.py",
+            "tests/unit/interop/gguf/cases.py",
+        ),
+        8,
+        ("llama-cpp-python",),
+    ),
+    Part(
         "kernels",
         ("-m", "tests.slow.kernels"),
         (
