@@ -15,16 +15,20 @@ from miniformer.config import UserError
 from miniformer.config.command_line import miniformer_command
 from miniformer.exporters.destination import destination
 from miniformer.exporters.source import Source, read_source
+from miniformer.utils.atomic import atomic_path
 
 _RUNTIME = "llama_cpp"
 _INSTALL = "pip install llama-cpp-python"
 _TOKENS, _NEW_TOKENS = 48, 16  # of the comparison
 # A greedy token may differ where two logits are nearly equal.
 _MARGIN = 1e-3
+# A larger difference is an error. GELU of llama.cpp, a table of float16, differs by less.
+_LIMIT = 0.02
+_NOT_COMPARED = "not compared with the model (--no-verify)"
 
 
 @destination(
-    "language models, encoders and T5 of the families in docs/export.md",
+    "language models, encoders and T5 that llama.cpp has, see docs/export.md",
     runtime="llama.cpp",
     extra="gguf",
     packages=("gguf",),
@@ -46,28 +50,50 @@ def export_gguf(
         path = path / "model.gguf"
     if path.exists():
         raise UserError(f"{path}: exists; name another file")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written: {error.strerror}") from None
     source = export_source(directory)
-    written = write_gguf(source, path, weights=weights, tokenizer=tokenizer)
+    with atomic_path(path) as temporary:
+        written = write_gguf(
+            source, temporary, name=path.stem, weights=weights, tokenizer=tokenizer
+        )
+        compared = _verify(directory, temporary, weights) if verify else _NOT_COMPARED
     lines = [
         f"written to {path}: {written.architecture}, {written.n_tensors} tensors, "
         f"{written.n_bytes / 1e6:,.1f} MB"
     ]
     if source.seq2seq is False and not source.config.causal and source.config.head != "linear":
         lines.append("the head is left out: llama.cpp has no masked language models")
-    if not verify:
-        lines.append("not compared with the model (--no-verify)")
-    elif importlib.util.find_spec(_RUNTIME) is None:
-        lines.append(f"not compared with the model: {_RUNTIME} is missing; {_INSTALL}")
-    else:
-        lines.append(compare(read_source(directory), path))
+    lines.append(compared)
     lines.append(f"run it: llama-cli -m {shlex.quote(str(path))}; convert back: "
                  f"{miniformer_command()} import {shlex.quote(str(path))} DIRECTORY")  # fmt: skip
     return "\n".join(lines)
 
 
-def compare(source: Source, path: Path) -> str:
-    """Compares a file with its model in llama.cpp; a sentence with the largest difference."""
+def _verify(directory: Path, path: Path, weights: str) -> str:
+    """Compares a file with its model if llama.cpp is installed; a sentence.
+
+    Raises:
+        UserError: the outputs of a file of f32 are others.
+    """
+    if importlib.util.find_spec(_RUNTIME) is None:
+        return f"not compared with the model: {_RUNTIME} is missing; {_INSTALL}"
+    difference, text = compare(read_source(directory), path)
+    if weights == "f32" and not difference <= _LIMIT:
+        raise UserError(
+            f"{text}; nothing is written. Report it, or write the file with --no-verify"
+        )
+    return text
+
+
+def compare(source: Source, path: Path) -> tuple[float, str]:
+    """Compares a file with its model in llama.cpp.
+
+    Returns:
+        The largest difference relative to the largest output, and a sentence.
+    """
     from miniformer.exporters.llama_cpp import LlamaCpp
 
     config, dice = source.config, random.Random(0)
@@ -83,8 +109,9 @@ def compare(source: Source, path: Path) -> str:
         if is_encoder:
             expected = model.features(torch.tensor([ids]))[0].detach()
             actual = torch.from_numpy(runtime.vectors(ids))
+            relative = _largest(expected, actual) / float(expected.abs().max())
             distance = 1 - torch.cosine_similarity(expected.mean(0), actual.mean(0), dim=0)
-            return (
+            return relative, (
                 f"compared with llama.cpp: vectors differ by {_largest(expected, actual):.1e} at "
                 f"most, their means by a cosine distance of {max(0.0, float(distance)):.1e}"
             )
@@ -93,11 +120,13 @@ def compare(source: Source, path: Path) -> str:
             target = [start, *ids[:8]]
             expected = _target_logits(model, ids, target)
             difference = _largest(expected, torch.from_numpy(runtime.target_logits(ids, target)))
-            return f"compared with llama.cpp: logits differ by {difference:.1e} at most"
+            relative = difference / float(expected.abs().max())
+            return relative, f"compared with llama.cpp: logits differ by {difference:.1e} at most"
         expected = model(torch.tensor([ids]))[0].detach()
         difference = _largest(expected, torch.from_numpy(runtime.logits(ids)))
         text = greedy_difference(model, runtime, ids[: max(1, count // 2)])
-    return f"compared with llama.cpp: logits differ by {difference:.1e} at most; {text}"
+    relative = difference / float(expected.abs().max())
+    return relative, f"compared with llama.cpp: logits differ by {difference:.1e} at most; {text}"
 
 
 def _target_logits(model: Any, source: Sequence[int], target: Sequence[int]) -> torch.Tensor:

@@ -42,7 +42,7 @@ _COMMANDS = {
     "tokenizer": ("miniformer.commands.tokenizer", "train a tokenizer"),
     "import": (
         "miniformer.commands.import_hf",
-        "convert a Hugging Face model to a model directory",
+        "convert a Hugging Face model or a GGUF file to a model directory",
     ),
     "export": ("miniformer.exporters.command", "convert a model for transformers and others"),
     "export-bench": (

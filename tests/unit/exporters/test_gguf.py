@@ -11,6 +11,7 @@ import torch
 
 import miniformer
 from miniformer import cli
+from miniformer.config import UserError
 from miniformer.exporters import gguf as exporter
 from miniformer.exporters import llama_cpp
 from miniformer.exporters.source import read_source
@@ -95,9 +96,14 @@ def test_the_largest_difference_is_reported(directory, tmp_path, monkeypatch):
             return result
 
     monkeypatch.setattr(llama_cpp, "LlamaCpp", Runtime)
-    text = exporter.compare(source, tmp_path / "model.gguf")
+    relative, text = exporter.compare(source, tmp_path / "model.gguf")
+    assert relative > 0.02
     assert text.startswith("compared with llama.cpp: logits differ by 2.5e-01 at most; greedy text")
     assert "differs" not in text
+    monkeypatch.setattr(exporter, "_RUNTIME", "numpy")  # is installed
+    with pytest.raises(UserError, match="logits differ"):
+        exporter.export_gguf(directory, str(tmp_path / "bad.gguf"), weights="f32")
+    assert not (tmp_path / "bad.gguf").exists()
 
 
 @pytest.mark.catches("llama_cpp_rounds_keys_and_values")

@@ -55,7 +55,12 @@ class Written(NamedTuple):
 
 
 def write_gguf(
-    source: ExportSource, path: Path, *, weights: str = "f16", tokenizer: bool = True
+    source: ExportSource,
+    path: Path,
+    *,
+    weights: str = "f16",
+    tokenizer: bool = True,
+    name: str | None = None,
 ) -> Written:
     """Writes a model as a GGUF file.
 
@@ -64,6 +69,7 @@ def write_gguf(
         path: the file; it replaces an existing one when it is complete.
         weights: type of the matrices. A matrix whose rows are not whole blocks becomes f16.
         tokenizer: false: the file takes token ids only.
+        name: name of the model in the file; None: that of the file.
 
     Raises:
         UserError: llama.cpp has no such model or tokenizer, or the file cannot be written.
@@ -74,7 +80,7 @@ def write_gguf(
     item = select_architecture(source.config, seq2seq=source.seq2seq, model_type=model_type)
     metadata = {
         "general.architecture": item.name,
-        "general.name": path.stem,
+        "general.name": name or path.stem,
         "general.file_type": TYPES[weights].file_type,
         "general.quantization_version": 2,
         **write_hyperparameters(item, source.config),
