@@ -90,3 +90,14 @@ def example_is_not_written(original):
 def openvino_computes_in_bfloat16(original):
     """The precision is that which the processor prefers."""
     return {}
+
+
+@fault("miniformer.exporters.compiled.executorch:make_format")
+def executorch_has_other_limits(original):
+    """Programs take twice the length that export.json states."""
+
+    def make_format(max_batch, max_length):
+        form = original(max_batch, 2 * max_length)
+        return form._replace(limits={"batch": max_batch, "length": max_length})
+
+    return make_format

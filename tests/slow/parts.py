@@ -127,6 +127,19 @@ PARTS = (
         7,
         ("openvino",),
     ),
+    Part(
+        "executorch",
+        (*_PYTEST, "tests/unit/exporters/compiled/test_executorch.py"),
+        (
+            "src/miniformer/exporters/compiled/*.py",
+            "src/miniformer/exporters/programs.py",
+            "src/miniformer/model/cache/static_view.py",
+            "tests/unit/exporters/compiled/conftest.py",
+            "tests/unit/exporters/compiled/test_executorch.py",
+        ),
+        5,
+        ("executorch",),
+    ),
     Part("explore", ("-m", "tests.slow.explore"), (_PACKAGE, _TESTS), 15),
     Part("faults", ("-m", "tests.faults"), (_PACKAGE, _TESTS), 5),
     Part(

@@ -237,6 +237,7 @@ KINDS: dict[str, Kind] = {
             "aoti": "miniformer.exporters.compiled.destinations:export_aoti",
             "openvino": "miniformer.exporters.compiled.destinations:export_openvino",
             "gguf": "miniformer.exporters.gguf:export_gguf",
+            "executorch": "miniformer.exporters.compiled.destinations:export_executorch",
         },
     ),
 }

@@ -14,6 +14,7 @@ from miniformer.exporters.destination import destination
 _ALL_KINDS = (
     "encoders, classifiers, regressors, masked LMs, decoder-only and encoder-decoder models"
 )
+_EXECUTORCH_LENGTH = 512  # default limit, since memory is planned for the longest input
 
 
 @destination(_ALL_KINDS, runtime="torch.export.load, in Python without this package")
@@ -43,3 +44,41 @@ def export_openvino(directory: Path, out: str, *, verify: bool = True) -> str:
     from miniformer.exporters.compiled.write import write_programs
 
     return write_programs(FORMAT, directory, Path(out), verify=verify)
+
+
+@destination(_ALL_KINDS, runtime="ExecuTorch", extra="executorch", packages=("executorch",))
+def export_executorch(
+    directory: Path,
+    out: str,
+    *,
+    max_batch: int = 1,
+    max_length: int | None = None,
+    verify: bool = True,
+) -> str:
+    """Writes programs for phones.
+
+    Args:
+        directory: a model directory.
+        out: the folder to write.
+        max_batch: largest number of rows.
+        max_length: largest number of tokens, and of a past; None: as many as the model reads, at
+            most 512.
+        verify: compare the programs with the model.
+    """
+    from miniformer.exporters.compiled.executorch import make_format
+    from miniformer.exporters.compiled.write import write_programs
+    from miniformer.model.config_file import read_config
+
+    limit = read_config(directory)[1].max_seq_len
+    if max_length is None:
+        max_length = min(limit, _EXECUTORCH_LENGTH)
+    if not 2 <= max_length <= limit:
+        raise UserError(f"max_length must be from 2 to max_seq_len={limit}, not {max_length}")
+    if max_batch < 1:
+        raise UserError(f"max_batch must be at least 1, not {max_batch}")
+    form = make_format(max_batch, max_length)
+    batch_sizes = sorted({1, max_batch})
+    return write_programs(
+        form, directory, Path(out), verify=verify, batch_sizes=batch_sizes,
+        columns=min(max_length, 14),
+    )  # fmt: skip

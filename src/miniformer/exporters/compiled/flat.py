@@ -6,11 +6,12 @@ can call it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from miniformer.exporters.programs import Program
@@ -42,13 +43,42 @@ class FlatView(nn.Module):
         return tuple(_shapes(self.view.dynamic_shapes()))
 
 
-def export_flat(program: Program) -> ExportedProgram:
-    """Exports a program; it takes any sizes, from 1."""
+def export_flat(program: Program, limits: Mapping[str, int] | None = None) -> ExportedProgram:
+    """Exports a program; it takes any sizes, from 1.
+
+    Args:
+        program: the program.
+        limits: largest size by name of a dimension, for runtimes that allocate memory before a
+            call; a dimension with the limit 1 is fixed.
+    """
     flat = FlatView(program)
+    inputs, shapes = flat.example_inputs(), flat.dynamic_shapes()
+    if limits is not None:
+        inputs, shapes = _limit(inputs, shapes, limits)
     with torch.no_grad():
-        return torch.export.export(
-            flat, flat.example_inputs(), dynamic_shapes=(flat.dynamic_shapes(),), strict=False
-        )
+        return torch.export.export(flat, inputs, dynamic_shapes=(shapes,), strict=False)
+
+
+def _limit(
+    inputs: tuple[Tensor, ...], shapes: tuple[Any, ...], limits: Mapping[str, int]
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Inputs and dimensions within limits."""
+    dimensions: dict[str, Any] = {}
+    limited_inputs, limited_shapes = [], []
+    for value, shape in zip(inputs, shapes, strict=True):
+        limited = {}
+        for axis, dimension in shape.items():
+            name = dimension.__name__
+            if limits.get(name) == 1:
+                value = value.narrow(axis, 0, 1).clone()
+                continue
+            if name not in dimensions:
+                end = limits.get(name)  # None: a sum of limited dimensions
+                dimensions[name] = Dim(name, min=dimension.min, max=end) if end else dimension
+            limited[axis] = dimensions[name]
+        limited_inputs.append(value)
+        limited_shapes.append(limited)
+    return tuple(limited_inputs), tuple(limited_shapes)
 
 
 def _shapes(shapes: Any) -> list[Any]:

@@ -33,6 +33,7 @@ class Format(NamedTuple):
         write: writes a program: (exported program, program, path).
         load: reads a file with the runtime: (path, program) -> a function of tensors.
         export: makes the exported program.
+        limits: largest numbers of rows (`batch`) and tokens (`length`); None: there are none.
         finish: writes further files into the folder.
     """
 
@@ -41,6 +42,7 @@ class Format(NamedTuple):
     write: Callable[[ExportedProgram, Program, Path], None]
     load: Callable[[Path, Program], Run]
     export: Callable[[Program], ExportedProgram] = export_flat
+    limits: dict[str, int] | None = None
     finish: Callable[[list[Program], Path], None] = lambda programs, folder: None
 
 
@@ -70,6 +72,7 @@ def write_programs(
             form.write(form.export(program), program, folder / files[program.name])
         names = {p.name: {"inputs": p.inputs, "outputs": p.outputs} for p in programs}
         further = {"to": form.name, "names": names, "past": _past_sizes(programs)}
+        further |= {"limits": form.limits}
         write_json(folder / "export.json", describe(source, files, "float32") | further)
         if source.tokenizer is not None:
             source.tokenizer.save(folder / "tokenizer.json")

