@@ -185,7 +185,7 @@ class Gguf:
     is_decoder = True
 
     def __init__(self, path: str, threads: int) -> None:
-        from llama_cpp import Llama  # type: ignore[import-not-found]
+        from llama_cpp import Llama
 
         options = {"n_threads": threads} if threads else {}
         self.model = Llama(path, n_ctx=0, verbose=False, **options)

@@ -71,8 +71,8 @@ def write_programs(
         for program in programs:
             form.write(form.export(program), program, folder / files[program.name])
         names = {p.name: {"inputs": p.inputs, "outputs": p.outputs} for p in programs}
-        further = {"to": form.name, "names": names, "past": _past_sizes(programs)}
-        further |= {"limits": form.limits}
+        further: dict[str, Any] = {"to": form.name, "names": names, "limits": form.limits}
+        further["past"] = _past_sizes(programs)
         write_json(folder / "export.json", describe(source, files, "float32") | further)
         if source.tokenizer is not None:
             source.tokenizer.save(folder / "tokenizer.json")
