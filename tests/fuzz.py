@@ -2,9 +2,9 @@
 
     python -m tests.fuzz --inputs 20000 [--seed random]
 
-Each input is a small Hugging Face directory with one file changed: bytes flipped or cut, a wrong
-header, invalid config values. It must be imported or refused with one UserError: any other
-exception, more than 5 seconds, or more than a gigabyte of memory is a finding.
+Each input is a small Hugging Face directory or a GGUF file with one file changed: bytes flipped or
+cut, a wrong header, invalid config values, wrong counts. It must be imported or refused with one
+UserError: any other exception, more than 5 seconds, or more than a gigabyte of memory is a finding.
 """
 
 import argparse
@@ -23,7 +23,10 @@ import torch
 
 import miniformer
 from miniformer.config import UserError
+from miniformer.interop.gguf.load import import_gguf
+from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit.seeds import chosen_seed
+from tests.unit.interop.gguf import cases
 
 SECONDS, GIGABYTE = 5.0, 2**30
 HOSTILE = [
@@ -55,6 +58,15 @@ def originals(folder):
         model.save_pretrained(path, max_shard_size="6KB" if name in ("llama", "t5_v1_1") else "1GB")
         byte_level = miniformer.Tokenizer.train("char", ["abc"], None)
         byte_level.save(path / "tokenizer.json")
+        paths.append(path)
+    for name in ("default", "llama3", "gemma3", "bert", "t5"):
+        path = folder / f"gguf-{name}"
+        path.mkdir(parents=True)
+        model = cases.build(name, vocab_size=300, d_ff=32)
+        if name == "default":
+            tokenizer = miniformer.Tokenizer.train("bpe", ["abc"], 300)
+            model = miniformer.Pipeline(model, tokenizer, task=LanguageModeling())
+        cases.write(model, path / "model.gguf", weights="q8_0")
         paths.append(path)
     return paths
 
@@ -126,10 +138,25 @@ def change_header(data, dice):
     return size.to_bytes(8, "little") + text + data[8 + length :]
 
 
+def change_count(data, dice):
+    """A GGUF file with a number of eight bytes replaced, in its header with most."""
+    position = dice.randrange(min(len(data), dice.choice([32, 2000, len(data)])))
+    value = dice.choice([0, 1, 7, 2**16, 2**31, 2**40, 2**60, 2**64 - 1])
+    return data[:position] + value.to_bytes(8, "little") + data[position + 8 :]
+
+
+def load(path):
+    """Imports a directory, or the GGUF file in it."""
+    if (path / "model.gguf").exists():
+        import_gguf(path / "model.gguf", path / "out")
+    else:
+        miniformer.from_hf(path)
+
+
 def mutate(path, dice):
     """Changes one file of a directory; returns its name and the kind of change."""
     file = dice.choice(
-        sorted(item for item in path.iterdir() if item.suffix in (".json", ".safetensors"))
+        sorted(item for item in path.iterdir() if item.suffix in (".json", ".safetensors", ".gguf"))
     )
     if dice.random() < 0.5 and (path / "config.json").exists():
         file = path / "config.json"
@@ -137,7 +164,8 @@ def mutate(path, dice):
     if dice.random() < 0.02:
         data, what = b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.", "pickle"
     elif dice.random() < 0.75:
-        change = change_header if file.suffix == ".safetensors" else change_json
+        changes = {".safetensors": change_header, ".gguf": change_count, ".json": change_json}
+        change = changes[file.suffix]
         try:
             data, what = change(data, dice), "value"
         except (ValueError, RecursionError):  # already invalid
@@ -164,7 +192,7 @@ def run(count, seed=0, report=lambda *_: None):
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             start_time = time.monotonic()
             try:
-                miniformer.from_hf(path)
+                load(path)
                 outcomes["imported"] += 1
             except UserError as error:
                 outcomes["refused"] += 1

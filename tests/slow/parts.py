@@ -55,6 +55,7 @@ PARTS = (
             "src/miniformer/exporters/llama_cpp.py",
             "tests/slow/check_gguf.py",
             "tests/unit/interop/gguf/cases.py",
+            "tests/reference/gguf_numpy.py",
         ),
         8,
         ("llama-cpp-python",),
