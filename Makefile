@@ -11,7 +11,7 @@ PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test check format lint types imports coverage faults slow exports weights \
-	bench-quality bench-generate clean
+	bench-quality bench-generate bench-export clean
 
 help:
 	@echo "make demo    train a small language model on Python's own source (about 4 minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make exports tests of AOTInductor with C++, OpenVINO, ExecuTorch: 12 minutes"
 	@echo "make bench-quality RECIPE=... DATA=...   train a recipe with three seeds and record its metrics"
 	@echo "make bench-generate   tokens a second, compared with other libraries"
+	@echo "make bench-export     speed of exported ONNX folders"
 	@echo "make format  format the source"
 
 setup: $(VENV)/ready
@@ -93,6 +94,9 @@ bench-quality: setup
 bench-generate: setup
 	$(BIN)/python benchmarks/generation.py --shape 14m --save
 	$(BIN)/python benchmarks/generation.py --shape 110m --rounds 3 --save
+
+bench-export: setup
+	$(BIN)/python benchmarks/export.py --save
 
 clean:
 	rm -rf $(VENV) .venv-slow .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist

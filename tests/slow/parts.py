@@ -141,6 +141,16 @@ PARTS = (
         5,
         ("executorch",),
     ),
+    Part(
+        "export_runner",
+        (*_PYTEST, "tests/slow/check_export_runner.py"),
+        (
+            "src/miniformer/exporters/onnx/**/*.py",
+            "tests/slow/check_export_runner.py",
+        ),
+        4,
+        ("onnx", "onnxscript", "onnxruntime"),
+    ),
     Part("explore", ("-m", "tests.slow.explore"), (_PACKAGE, _TESTS), 15),
     Part("faults", ("-m", "tests.faults"), (_PACKAGE, _TESTS), 5),
     Part(
