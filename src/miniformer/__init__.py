@@ -44,6 +44,7 @@ _PUBLIC = {
     "import_hf": "miniformer.interop.hf.api",
     "to_hf": "miniformer.interop.hf.export",
     "export": "miniformer.exporters.api",
+    "serve": "miniformer.serving.server",
     "MiniFormerLitModule": "miniformer.training.lit_module",
     "LossTerm": "miniformer.tasks.loss_terms",
     "TrainConfig": "miniformer.train_config",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from miniformer.model.transformer import Transformer
     from miniformer.model.transforms import apply_transforms, merge_transforms
     from miniformer.registry import register
+    from miniformer.serving.server import serve
     from miniformer.tasks.loss_terms import LossTerm
     from miniformer.train_config import TrainConfig
     from miniformer.training.api import train

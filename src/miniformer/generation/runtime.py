@@ -109,8 +109,11 @@ class Runtime(Protocol):
         """Context manager for sampling between steps, which leaves the cores to the runtime."""
         return contextlib.nullcontext()
 
-    def append(self, tokens: Tensor) -> Tensor:
-        """Appends tokens, int [R, N], but not after `reorder`; returns logits, [R, N, V]."""
+    def append(self, tokens: Tensor, *, last_only: bool = False) -> Tensor:
+        """Appends tokens, int [R, N], but not after `reorder`; returns logits, [R, N, V].
+
+        With `last_only`, logits of the last column only, [R, 1, V].
+        """
 
     def trim(self, length: int) -> None:
         """Truncates each row to its first `length` tokens, as after a rejected draft."""
@@ -209,10 +212,10 @@ class PlainRuntime(Runtime):
         """Implements `Runtime.step`."""
         return self.append(tokens[:, None])[:, 0]
 
-    def append(self, tokens: Tensor) -> Tensor:
+    def append(self, tokens: Tensor, *, last_only: bool = False) -> Tensor:
         """Implements `Runtime.append`."""
         features = self.model.features(tokens, *self.memory, cache=self.cache)  # [R, N, D]
-        return self.model.logits(features)
+        return self.model.logits(features[:, -1:] if last_only else features)
 
     def select(self, rows: Tensor, copies: int = 1) -> None:
         """Implements `Runtime.select`."""

@@ -9,10 +9,9 @@ Letters: R rows of the runtime, each with a sequence or free; V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,54 +34,10 @@ from miniformer.generation.logits_processors import (
 from miniformer.generation.loop import StopFn, token_logprobs
 from miniformer.generation.runtime import Runtime, make_runtime
 from miniformer.generation.sampling import row_uniforms, sample_next_token
+from miniformer.generation.slot_sequence import PendingPrompt, SlotSequence, SlotToken
 
 _RUNTIME_OPTIONS = ("weight_dtype", "cache_kind", "cuda_graph")  # equal for all sequences
 _MIN_WASTED_COLUMNS = 32  # of a cache that is compacted before it is full
-
-
-class SlotToken(NamedTuple):
-    """A new token of a sequence.
-
-    Attributes:
-        slot: slot of the sequence.
-        token: token id; the last one may be EOS.
-        logprob: log-probability under the model; None if not requested.
-        finished: the sequence ends with this token: EOS, a stop function or `max_new_tokens`.
-    """
-
-    slot: int
-    token: int
-    logprob: float | None
-    finished: bool
-
-
-@dataclasses.dataclass
-class _Sequence:
-    """A sequence and the state of its sampling."""
-
-    slot: int
-    options: GenerationConfig
-    processors: Sequence[Processor]
-    stop_fn: StopFn | None
-    uniform: Tensor | None  # [max_new_tokens]; None: greedy
-    prompt: list[int]
-    tokens: list[int] = dataclasses.field(default_factory=list)  # new ones
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-    finished: bool = False
-
-    @property
-    def cached_length(self) -> int:
-        """Tokens in the cache: all but the last new one."""
-        return len(self.prompt) + max(0, len(self.tokens) - 1)
-
-    def add_token(self, token: int) -> None:
-        """Appends a new token and finds out if it is the last."""
-        self.tokens.append(token)
-        self.finished = (
-            token in self.options.eos_token_ids
-            or len(self.tokens) == self.options.max_new_tokens
-            or (self.stop_fn is not None and self.stop_fn(self.tokens))
-        )
 
 
 class SlotDecoder:
@@ -128,8 +83,8 @@ class SlotDecoder:
             raise UserError(
                 f"capacity must be from 1 to max_seq_len={max_seq_len}, not {self.capacity}"
             )
-        self._sequences: dict[int, _Sequence] = {}  # by slot
-        self._rows: list[_Sequence | None] = []  # of the runtime; None or finished: free
+        self._sequences: dict[int, SlotSequence] = {}  # by slot
+        self._rows: list[SlotSequence | None] = []  # of the runtime; None or finished: free
         self._runtime: Runtime | None = None  # None: no unfinished sequence
         self._logits = torch.empty(0)  # of the next token, [R, V]
         self._next: Tensor | None = None  # new tokens that are not in the cache yet, int [R]
@@ -151,24 +106,55 @@ class SlotDecoder:
         options: GenerationConfig | None = None,
         *,
         index: int = 0,
+        copy: int = 0,
         processors: Sequence[Processor] = (),
         stop_fn: StopFn | None = None,
+        num_top: int = 0,
     ) -> int:
         """Prefills a prompt, and inserts it between the steps of the others.
 
         Args:
             inputs: prompt, or for an encoder-decoder model prompt and source.
             options: decoding options; None: those of the decoder.
-            index: index that together with the seed determines the samples, as that of a prompt
-                among those of `generate`.
+            index, copy: indices of the prompt and of its continuation, which together with the seed
+                determine the samples, as those of `generate`.
             processors: custom processors; see `miniformer.generation.logits_processors`.
             stop_fn: stop condition on the new tokens, in addition to EOS.
+            num_top: number of most likely tokens to return with each token.
 
         Returns:
             The slot, from 0 to `num_slots` - 1.
 
         Raises:
             UserError: no slot is free, or see `Transformer.generate`.
+        """
+        prompt = self.start(
+            inputs, options, index=index, copy=copy, processors=processors, stop_fn=stop_fn,
+            num_top=num_top,
+        )  # fmt: skip
+        return self.insert(prompt)
+
+    @torch.inference_mode()
+    def start(
+        self,
+        inputs: GenerationInput | Sequence[int],
+        options: GenerationConfig | None = None,
+        *,
+        index: int = 0,
+        copy: int = 0,
+        processors: Sequence[Processor] = (),
+        stop_fn: StopFn | None = None,
+        num_top: int = 0,
+        chunk: int | None = None,
+    ) -> PendingPrompt:
+        """Begins the prefill of a prompt, which `PendingPrompt.advance` and `insert` continue.
+
+        Args:
+            inputs, options, index, copy, processors, stop_fn, num_top: see `add`.
+            chunk: prompt tokens of a call of `advance`; None: all.
+
+        Raises:
+            UserError: see `add`.
         """
         options = self.options if options is None else options
         item = inputs if isinstance(inputs, GenerationInput) else GenerationInput(inputs)
@@ -179,19 +165,32 @@ class SlotDecoder:
         batch = batch.to(next(self.model.parameters()).device)
         memory = encode_sources(self.model, batch, self.encoder_cache)
         runtime = make_runtime(self.model, memory, options)
-        logits = runtime.prefill(
-            batch.ids, None, options.max_new_tokens, capacity=self.capacity
-        )  # [1, V]
-        uniform = row_uniforms(options, [(index, 0)], logits.device)
-        slot = next(n for n in range(self.num_slots) if n not in self._sequences)
-        sequence = _Sequence(
-            slot, options, all_processors, stop_fn, None if uniform is None else uniform[0],
-            batch.ids[0].tolist(),
+        uniform = row_uniforms(options, [(index, copy)], batch.ids.device)
+        sequence = SlotSequence(
+            -1, options, all_processors, stop_fn, None if uniform is None else uniform[0],
+            batch.ids[0].tolist(), num_top=num_top,
         )  # fmt: skip
+        return PendingPrompt(sequence, runtime, batch.ids, self.capacity, chunk)
+
+    @torch.inference_mode()
+    def insert(self, prompt: PendingPrompt) -> int:
+        """Completes the prefill of a prompt, and inserts it between the steps of the others.
+
+        Returns:
+            The slot, from 0 to `num_slots` - 1.
+
+        Raises:
+            UserError: no slot is free.
+        """
+        self._require_free()
+        while not prompt.advance():
+            pass
+        sequence = prompt.sequence
+        sequence.slot = next(n for n in range(self.num_slots) if n not in self._sequences)
         self._advance()
-        self._insert(sequence, runtime, logits)
-        self._sequences[slot] = sequence
-        return slot
+        self._insert(sequence, prompt.runtime, prompt.logits)
+        self._sequences[sequence.slot] = sequence
+        return sequence.slot
 
     @torch.inference_mode()
     def step(self) -> list[SlotToken]:
@@ -215,7 +214,7 @@ class SlotDecoder:
             item.add_token(new)
             item.logprobs += logprobs[n : n + 1]
             logprob = item.logprobs[-1] if logprobs else None
-            steps.append(SlotToken(item.slot, new, logprob, item.finished))
+            steps.append(SlotToken(item.slot, new, logprob, item.finished, item.top))
         return sorted(steps)
 
     def remove(self, slot: int) -> GenerationOutput:
@@ -232,10 +231,7 @@ class SlotDecoder:
 
     def _check(self, length: int, options: GenerationConfig) -> None:
         """Raises UserError for a prompt of `length` tokens that no slot can take."""
-        if not self.num_free:
-            raise UserError(
-                f"all {self.num_slots} slots are in use; remove a sequence, or raise num_slots"
-            )
+        self._require_free()
         for name in ("num_beams", "num_return_sequences"):
             require_single(options, name, "decoded in slots")
         if options.context_shift:
@@ -250,7 +246,13 @@ class SlotDecoder:
                 f"the capacity of {self.capacity}; shorten one, or raise the capacity"
             )
 
-    def _insert(self, item: _Sequence, runtime: Runtime, logits: Tensor) -> None:
+    def _require_free(self) -> None:
+        if not self.num_free:
+            raise UserError(
+                f"all {self.num_slots} slots are in use; remove a sequence, or raise num_slots"
+            )
+
+    def _insert(self, item: SlotSequence, runtime: Runtime, logits: Tensor) -> None:
         """Gives a sequence a row; `runtime` and `logits`, [1, V], are those after its prefill."""
         if self._runtime is None:
             self._runtime, self._rows, self._logits = runtime, [item], logits
@@ -287,7 +289,7 @@ class SlotDecoder:
             self._runtime.compact(finished)
         self._logits = self._runtime.step(tokens)
 
-    def _unfinished_rows(self) -> dict[int, _Sequence]:
+    def _unfinished_rows(self) -> dict[int, SlotSequence]:
         """Unfinished sequences by their rows, in ascending order."""
         return {
             row: item
@@ -302,7 +304,17 @@ class SlotDecoder:
         self._runtime.select(index)
         self._logits, self._rows = self._logits[index], [self._rows[row] for row in rows]
 
-    def _sample(self, sequences: Sequence[_Sequence], logits: Tensor) -> tuple[Tensor, list[float]]:
+    @staticmethod
+    def _set_top(sequences: Sequence[SlotSequence], logits: Tensor) -> None:
+        """Sets the most likely tokens of the sequences that ask for them; `logits`: [rows, V]."""
+        for row, item in enumerate(sequences):
+            if item.num_top:
+                values, ids = logits[row].float().log_softmax(-1).topk(item.num_top)
+                item.top = [*zip(ids.tolist(), values.tolist(), strict=True)]
+
+    def _sample(
+        self, sequences: Sequence[SlotSequence], logits: Tensor
+    ) -> tuple[Tensor, list[float]]:
         """Samples a token of each sequence, int [rows]; also returns log-probabilities, if any.
 
         Args:
@@ -310,6 +322,7 @@ class SlotDecoder:
             logits: their logits, [rows, V].
         """
         assert self._runtime is not None
+        self._set_top(sequences, logits)
         step = 1 + max(len(item.tokens) for item in sequences)
         is_greedy = all(item.uniform is None and not item.processors for item in sequences)
         if is_greedy and self._runtime.fuses_top_logprobs:

@@ -44,6 +44,7 @@ _COMMANDS = {
         "miniformer.commands.import_hf",
         "convert a Hugging Face model or a GGUF file to a model directory",
     ),
+    "serve": ("miniformer.serving.command", "serve models over HTTP, with OpenAI's interface"),
     "export": ("miniformer.exporters.command", "convert a model for transformers and others"),
     "export-bench": (
         "miniformer.exporters.bench.command",

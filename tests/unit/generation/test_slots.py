@@ -72,7 +72,7 @@ class Arrivals:
         return slot
 
     def step(self):
-        for slot, token, logprob, finished in self.decoder.step():
+        for slot, token, logprob, finished, _ in self.decoder.step():
             self.received[slot].append(token)
             output = self.expected[slot]
             ended = [token] if finished and output.finished else []

@@ -74,7 +74,7 @@ class TextGenerationTask(Task):
             model, tokenizer, prompts, truncate=truncate, max_new_tokens=options.max_new_tokens
         )
         stop = StopStringChecker(tokenizer.decode, options.stop_strings or [])
-        constraints = _make_constraints(tokenizer, options)
+        constraints = make_constraints(tokenizer, options)
         # Batches are of similar lengths.
         order = sorted(
             range(len(inputs)),
@@ -87,7 +87,7 @@ class TextGenerationTask(Task):
             batch = api.generate(
                 model,
                 [inputs[index] for index in indices],
-                _token_options(options),
+                token_options(options),
                 processors=[*processors, *constraints],
                 stop_fn=stop if options.stop_strings else None,
                 speculation=speculation,
@@ -128,14 +128,14 @@ class TextGenerationTask(Task):
         (start,) = self.generation_inputs(
             model, tokenizer, [prompt], truncate=truncate, max_new_tokens=options.max_new_tokens
         )
-        constraints = _make_constraints(tokenizer, options)
+        constraints = make_constraints(tokenizer, options)
         detokenizer = StreamingDetokenizer(
             tokenizer.decode, options.stop_strings or [], tokenizer.stable_length
         )
         for token in api.stream(
             model,
             start,
-            _token_options(options),
+            token_options(options),
             processors=[*processors, *constraints],
             stop_fn=detokenizer.stop_checker if options.stop_strings else None,
             speculation=speculation,
@@ -147,14 +147,14 @@ class TextGenerationTask(Task):
         _check_complete(constraints, detokenizer.tokens, options)
 
 
-def _token_options(options: GenerationConfig) -> GenerationConfig:
+def token_options(options: GenerationConfig) -> GenerationConfig:
     """Options without those that need a tokenizer."""
     return dataclasses.replace(
         options, stop_strings=None, regex=None, choices=None, json_schema=None
     )
 
 
-def _make_constraints(tokenizer: Tokenizer, options: GenerationConfig) -> list[Any]:
+def make_constraints(tokenizer: Tokenizer, options: GenerationConfig) -> list[Any]:
     """The constraint that the options ask for, if any."""
     if options.constraint is None:
         return []

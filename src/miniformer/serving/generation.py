@@ -1,0 +1,259 @@
+"""Generation for a request: sequences of the worker as deltas of text."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+from miniformer.config import GenerationConfig, UserError
+from miniformer.generation.api import GenerationInput
+from miniformer.generation.detokenizer import StopStringChecker, StreamingDetokenizer
+from miniformer.generation.logits_processors import Processor
+from miniformer.serving.errors import ApiError
+from miniformer.serving.jobs import Failure, Mailbox, Sequence, Token, next_request
+from miniformer.serving.models import ServedModel
+from miniformer.tasks.common.text_generation import make_constraints, token_options
+
+_POLL_SECONDS = 0.2  # between checks whether the client has left
+Disconnected = Callable[[], Awaitable[bool]]
+
+
+class ClientLeft(Exception):
+    """The client closed the connection."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenText:
+    """A generated token.
+
+    Args:
+        token: its id.
+        text: its own text.
+        logprob: log-probability, in nats.
+        top: the most likely tokens: text, id and log-probability.
+    """
+
+    token: int
+    text: str
+    logprob: float
+    top: list[tuple[str, int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """New text of a choice.
+
+    Args:
+        choice: index of the choice.
+        text: stable text since the last delta.
+        token: the token of this step; None: it ends the text and is no part of it.
+        finish_reason: stop or length; None: more text follows.
+    """
+
+    choice: int
+    text: str
+    token: TokenText | None
+    finish_reason: str | None
+
+
+class _Choice:
+    """State of a choice in the event loop."""
+
+    def __init__(self, index: int, tokenizer: Any, options: GenerationConfig) -> None:
+        self.index, self.tokenizer, self.options = index, tokenizer, options
+        self.detokenizer = StreamingDetokenizer(
+            tokenizer.decode, options.stop_strings or [], tokenizer.stable_length
+        )
+
+    def add(self, event: Token) -> Delta:
+        """The delta of a token."""
+        is_eos = event.token in self.options.eos_token_ids
+        if is_eos:
+            return Delta(self.index, self.detokenizer.flush(), None, "stop")
+        text = self.detokenizer.add_token(event.token)
+        reason = None
+        if event.finished:
+            text += self.detokenizer.flush()
+            is_stop = self.detokenizer.finished
+            reason = "stop" if is_stop else "length"
+        top = [(token_name(self.tokenizer, token), token, logprob) for token, logprob in event.top]
+        name = token_name(self.tokenizer, event.token)
+        return Delta(self.index, text, TokenText(event.token, name, event.logprob, top), reason)
+
+
+def token_name(tokenizer: Any, token: int) -> str:
+    """The text of a token alone; of bytes that are no whole characters, `bytes:\\xe7\\x8c`."""
+    text: str = tokenizer.decode([token])
+    if "\ufffd" not in text:
+        return text
+    names, _ = tokenizer.token_bytes()
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in names[token])
+
+
+def max_new_tokens(
+    model: ServedModel, inputs: SequenceOf[GenerationInput], asked: int | None, limit: int | None
+) -> int:
+    """New tokens of each sequence: as asked, at most the limit and the rest of the context.
+
+    Raises:
+        ApiError: a prompt leaves no room for `asked` tokens, or for one.
+    """
+    context = model.pipeline.model.config.max_seq_len
+    longest = max(len(item.input_ids) for item in inputs)
+    room = context - longest
+    if room < max(1, asked or 1):
+        raise ApiError(
+            f"a prompt of {longest} tokens and max_tokens={asked or 1} exceed the context of "
+            f"{context} tokens; shorten the prompt or max_tokens",
+            param="max_tokens" if asked else "prompt",
+            code="context_length_exceeded",
+        )
+    if limit is not None and asked is not None and asked > limit:
+        raise ApiError(
+            f"max_tokens={asked} is above the server's limit of {limit}", param="max_tokens"
+        )
+    return min(room if asked is None else asked, limit or room)
+
+
+async def generate(
+    model: ServedModel,
+    inputs: SequenceOf[GenerationInput],
+    options: GenerationConfig,
+    *,
+    copies: int,
+    num_top: int,
+    processors: tuple[Processor, ...],
+    timeout: float,
+    disconnected: Disconnected | None,
+) -> AsyncIterator[Delta]:
+    """Generates `copies` continuations of each prompt; yields deltas as they come.
+
+    However the iteration ends, sequences that are left are cancelled.
+
+    Args:
+        model: the model.
+        inputs: prompts.
+        options: decoding options.
+        copies: continuations of each prompt.
+        num_top: most likely tokens of each step.
+        processors: further logits processors.
+        timeout: seconds for all of it.
+        disconnected: returns True once the client has left; None: the response is cancelled then.
+
+    Raises:
+        ApiError, UserError, QueueFull, TimeoutError, ClientLeft: the request cannot be completed.
+    """
+    tokenizer = model.pipeline.tokenizer
+    mailbox, request = Mailbox(), next_request()
+    sequences, choices = [], {}
+    for number, item in enumerate(inputs):
+        for copy in range(copies):
+            constraints = make_constraints(tokenizer, options)  # stateful: one for each sequence
+            stop = StopStringChecker(tokenizer.decode, options.stop_strings or [])
+            sequence = Sequence(
+                request, mailbox, item, token_options(options), number, copy,
+                (*processors, *constraints), stop if options.stop_strings else None, num_top,
+            )  # fmt: skip
+            choices[sequence] = _Choice(len(choices), tokenizer, options)
+            sequences.append(sequence)
+    metrics, start = model.worker.metrics, time.monotonic()
+    prompt_tokens = sum(len(item.input_ids) for item in inputs)
+    metrics.server.prompt_tokens.labels(model.name).inc(prompt_tokens)
+    model.worker.submit([*sequences])
+    unfinished, is_first, next_poll = {*sequences}, True, start + _POLL_SECONDS
+    try:
+        while unfinished:
+            now = time.monotonic()
+            if now >= start + timeout:
+                raise TimeoutError
+            if now >= next_poll:
+                if disconnected is not None and await disconnected():
+                    raise ClientLeft
+                next_poll = now + _POLL_SECONDS
+            try:
+                job, event = await mailbox.next(next_poll - now)
+            except TimeoutError:
+                continue
+            if isinstance(event, Failure):
+                raise event.error
+            if is_first:
+                metrics.server.first_token.labels(model.name).observe(time.monotonic() - start)
+                is_first = False
+            delta = choices[job].add(event)
+            if event.finished:
+                unfinished.discard(job)
+            yield delta
+    finally:
+        if unfinished:
+            metrics.server.cancelled.labels(model.name).inc()
+        for sequence in unfinished:
+            sequence.cancel()
+
+
+def encode_prompts(
+    model: ServedModel, prompts: SequenceOf[Any], *, truncate: bool, room: int
+) -> list[GenerationInput]:
+    """Prompts as inputs of the decoder.
+
+    Args:
+        model: the model.
+        prompts: texts, or lists of token ids.
+        truncate: truncate prompts that are too long.
+        room: tokens that a truncated prompt leaves.
+
+    Raises:
+        ApiError: the model generates no text, a prompt is too long, or an id is out of range.
+    """
+    pipeline = model.pipeline
+    if not model.generates:
+        raise wrong_task(model)
+    task: Any = pipeline.task
+    inputs = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            try:
+                prompt.encode()
+                inputs += task.generation_inputs(
+                    pipeline.model, pipeline.tokenizer, [prompt], truncate=truncate,
+                    max_new_tokens=room,
+                )  # fmt: skip
+            except UnicodeEncodeError:
+                raise ApiError(
+                    "the prompt has an unpaired surrogate; send UTF-8", param="prompt"
+                ) from None
+            except UserError as error:
+                raise ApiError(str(error), param="prompt") from None
+        elif model.task == "seq2seq":
+            raise ApiError("a seq2seq model takes texts, not token ids", param="prompt")
+        else:
+            size = pipeline.model.config.vocab_size
+            if bad := [token for token in prompt if not 0 <= token < size]:
+                raise ApiError(f"token id {bad[0]} is not from 0 to {size - 1}", param="prompt")
+            inputs.append(GenerationInput(prompt))
+    return inputs
+
+
+_ENDPOINTS = {
+    "classification": "/v1/classify",
+    "multilabel_classification": "/v1/classify",
+    "ordinal_regression": "/v1/classify",
+    "token_classification": "/v1/classify",
+    "regression": "/v1/regress",
+    "embedding": "/v1/embeddings",
+    "masked_lm": "/v1/fill",
+    "seq2seq": "/v1/translate",
+    "language_modeling": "/v1/completions",
+    "prefix_lm": "/v1/completions",
+}
+
+
+def wrong_task(model: ServedModel) -> ApiError:
+    """Error for an endpoint that is not for the task of the model; names the right one."""
+    right = _ENDPOINTS.get(model.task, "/v1/completions")
+    return ApiError(
+        f"{model.name!r} is a model for {model.task}; use {right}",
+        param="model", code="wrong_endpoint",
+    )  # fmt: skip

@@ -1,0 +1,160 @@
+"""Jobs of a worker, and the events that it sends to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from miniformer.config import GenerationConfig
+from miniformer.generation.api import GenerationInput
+from miniformer.generation.logits_processors import Processor
+from miniformer.generation.loop import StopFn
+
+_numbers = itertools.count()
+
+
+class Token(NamedTuple):
+    """Event of a new token; `top` has the most likely tokens with their log-probabilities."""
+
+    token: int
+    logprob: float
+    finished: bool
+    top: list[tuple[int, float]]
+
+
+class Result(NamedTuple):
+    """Event of the result of a call."""
+
+    value: Any
+
+
+class Failure(NamedTuple):
+    """Last event of a job that failed."""
+
+    error: Exception
+
+
+class Mailbox:
+    """Queue of the events of a request: filled by the worker's thread, read by the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    def send(self, job: Job, event: Any) -> None:
+        """Appends an event, from any thread; nothing if the loop has ended."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (job, event))
+
+    async def next(self, seconds: float) -> tuple[Job, Any]:
+        """The next event with its job.
+
+        Raises:
+            TimeoutError: there is none within `seconds`.
+        """
+        return await asyncio.wait_for(self._queue.get(), seconds)
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """Work for the thread of a model.
+
+    Args:
+        request: number of the request; jobs of one share a turn.
+        mailbox: receives the events.
+        cancelled: set by the event loop when the client has left; the worker drops the job.
+        created: time of creation, of `time.monotonic`.
+    """
+
+    request: int
+    mailbox: Mailbox
+    cancelled: bool = dataclasses.field(default=False, kw_only=True)
+    created: float = dataclasses.field(default_factory=time.monotonic, kw_only=True)
+
+    def send(self, event: Any) -> None:
+        """Sends an event to the event loop."""
+        self.mailbox.send(self, event)
+
+    def cancel(self) -> None:
+        """Asks the worker to drop the job before its next step."""
+        self.cancelled = True
+
+
+@dataclasses.dataclass(eq=False)
+class Sequence(Job):
+    """A text to generate; its events are `Token`s.
+
+    Args:
+        inputs, options, index, copy, processors, stop_fn, num_top: see `SlotDecoder.add`.
+    """
+
+    inputs: GenerationInput
+    options: GenerationConfig
+    index: int = 0
+    copy: int = 0
+    processors: tuple[Processor, ...] = ()
+    stop_fn: StopFn | None = None
+    num_top: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class Call(Job):
+    """A call of a function in the thread of the model; its event is a `Result`."""
+
+    function: Callable[[], Any]
+
+
+def next_request() -> int:
+    """Number of a new request."""
+    return next(_numbers)
+
+
+class FairQueue:
+    """Jobs in the order of arrival, one of each request in turn.
+
+    Args:
+        limit: most jobs.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._requests: OrderedDict[int, deque[Job]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(jobs) for jobs in self._requests.values())
+
+    def push(self, jobs: list[Job]) -> bool:
+        """Appends jobs of a request; False: there is no room for all of them, and none is."""
+        if len(self) + len(jobs) > self.limit:
+            return False
+        for job in jobs:
+            self._requests.setdefault(job.request, deque()).append(job)
+        return True
+
+    def pop(self) -> Job | None:
+        """The next job that is not cancelled; None: there is none."""
+        while self._requests:
+            request, jobs = next(iter(self._requests.items()))
+            job = jobs.popleft()
+            if jobs:
+                self._requests.move_to_end(request)
+            else:
+                del self._requests[request]
+            if not job.cancelled:
+                return job
+        return None
+
+    def drop_cancelled(self) -> None:
+        """Removes cancelled jobs, so that they take no room."""
+        for request, jobs in [*self._requests.items()]:
+            left = deque(job for job in jobs if not job.cancelled)
+            if left:
+                self._requests[request] = left
+            else:
+                del self._requests[request]

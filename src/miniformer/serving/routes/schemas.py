@@ -1,0 +1,23 @@
+"""Base class of request bodies: unknown fields are errors that name the nearest field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from miniformer.serving.errors import unknown_field
+
+
+class Body(BaseModel):
+    """Body of a request; strict types, no other fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            if name not in cls.model_fields:
+                raise unknown_field(str(name), list(cls.model_fields))
+        return values

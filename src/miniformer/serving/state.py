@@ -1,0 +1,116 @@
+"""State of the server that routes share."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastapi import Request
+
+from miniformer.config import UserError
+from miniformer.data.chat import ChatTemplate, read_template
+from miniformer.generation.api import GenerationInput
+from miniformer.serving.config import ServeConfig
+from miniformer.serving.errors import ApiError
+from miniformer.serving.generation import ClientLeft, encode_prompts, wrong_task
+from miniformer.serving.jobs import Call, Failure, Mailbox, next_request
+from miniformer.serving.metrics import ServerMetrics
+from miniformer.serving.models import Models, ServedModel
+
+logger = logging.getLogger("miniformer.serving")
+_POLL_SECONDS = 0.2
+
+
+@dataclasses.dataclass
+class ServerState:
+    """Models, settings and metrics of a server.
+
+    Args:
+        models, config, metrics: of the server.
+        templates: chat template of each model; None: it has none.
+    """
+
+    models: Models
+    config: ServeConfig
+    metrics: ServerMetrics
+    templates: dict[str, ChatTemplate | None] = dataclasses.field(default_factory=dict)
+
+    def log_prompts(self, texts: Sequence[Any]) -> None:
+        """Logs texts of a request if the settings ask for it."""
+        if self.config.log_prompts:
+            for text in texts:
+                logger.info("prompt: %r", text)
+
+    def log_error(self, error: Exception) -> None:
+        """Logs an error with its traceback, if it is not the client's."""
+        if not isinstance(error, UserError | ApiError | TimeoutError):
+            logger.error("internal error", exc_info=error)
+
+    def chat_inputs(
+        self, model: ServedModel, messages: Sequence[Mapping[str, Any]]
+    ) -> list[GenerationInput]:
+        """The prompt of a chat.
+
+        Raises:
+            ApiError: the model has no template, or refuses the messages.
+        """
+        if not model.generates:
+            raise wrong_task(model)
+        template = self.template(model)
+        if template is None:
+            raise ApiError(
+                f"{model.name!r} is a base model without a chat template; use /v1/completions, or "
+                "put a chat_template.jinja into its directory",
+                param="messages", code="no_chat_template",
+            )  # fmt: skip
+        pipeline = model.pipeline
+        assert pipeline.tokenizer is not None
+        try:
+            ids = template.encode(messages, pipeline.tokenizer)
+        except UserError as error:
+            raise ApiError(str(error), param="messages") from None
+        if hasattr(pipeline.model, "decoder"):
+            return encode_prompts(model, [pipeline.tokenizer.decode(ids)], truncate=False, room=1)
+        return [GenerationInput(ids)]
+
+    def template(self, model: ServedModel) -> ChatTemplate | None:
+        """The chat template of a model, read once; None: it has none."""
+        if model.name not in self.templates:
+            directory = model.pipeline.directory
+            text = None if directory is None else read_template(directory)
+            self.templates[model.name] = None if text is None else ChatTemplate(text)
+        return self.templates[model.name]
+
+
+async def run_call(
+    state: ServerState, model: ServedModel, request: Request, function: Callable[[], Any]
+) -> Any:
+    """Result of a function that runs in the thread of a model.
+
+    Raises:
+        QueueFull, TimeoutError, ClientLeft: see `miniformer.serving.generation.generate`.
+        Exception: the error of the function.
+    """
+    mailbox = Mailbox()
+    call = Call(next_request(), mailbox, function)
+    model.worker.submit([call])
+    end = time.monotonic() + state.config.timeout
+    try:
+        while True:
+            remaining = end - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError
+            try:
+                _, event = await mailbox.next(min(remaining, _POLL_SECONDS))
+            except TimeoutError:
+                if await request.is_disconnected():
+                    raise ClientLeft from None
+                continue
+            if isinstance(event, Failure):
+                raise event.error
+            return event.value
+    finally:
+        call.cancel()

@@ -1,0 +1,178 @@
+"""Seeded faults of the server."""
+
+from tests.faults import fault
+
+
+@fault("miniformer.generation.slot_sequence:PendingPrompt.advance")
+def prompts_skip_a_chunk(original):
+    """The second part of a prompt is not read."""
+
+    def advance(self):
+        if self._done == 1 and len(self._parts) > 2:
+            del self._parts[1]
+        return original(self)
+
+    return advance
+
+
+@fault("miniformer.generation.slots:SlotDecoder.start")
+def copies_share_their_samples(original):
+    """All continuations of a prompt draw the same numbers."""
+    return lambda self, *args, **options: original(self, *args, **{**options, "copy": 0})
+
+
+@fault("miniformer.generation.slots:SlotDecoder._set_top")
+def top_tokens_are_not_normalized(original):
+    """The most likely tokens have logits in place of log-probabilities."""
+
+    def set_top(sequences, logits):
+        original(sequences, logits)
+        for row, item in enumerate(sequences):
+            item.top = [(token, float(logits[row, token])) for token, _ in item.top]
+
+    return staticmethod(set_top)
+
+
+@fault("miniformer.serving.routes.answers:usage")
+def usage_is_off_by_one(original):
+    """The last token is not counted."""
+    return lambda prompt_tokens, new_tokens: original(prompt_tokens, new_tokens - 1)
+
+
+@fault("miniformer.generation.detokenizer:StreamingDetokenizer.flush")
+def streams_lose_held_back_text(original):
+    """Text that is held back at the end is not sent."""
+    return lambda self: ""
+
+
+@fault("miniformer.data.chat:ChatTemplate.render")
+def templates_are_left_out(original):
+    """A chat is the texts of its messages."""
+    return lambda self, messages, **options: "".join(item["content"] for item in messages)
+
+
+@fault("miniformer.data.chat:ChatTemplate.encode")
+def messages_make_special_tokens(original):
+    """The rendered text is encoded as a whole."""
+
+    def encode(self, messages, tokenizer):
+        from miniformer.data.chat import _template_encoder
+
+        return _template_encoder(tokenizer.backend.to_str())(self.render(messages))
+
+    return encode
+
+
+@fault("miniformer.serving.worker:Worker._drop_cancelled")
+def cancelled_rows_go_on(original):
+    """Sequences of clients that have left are decoded to their end."""
+    return lambda self: None
+
+
+@fault("miniformer.serving.jobs:FairQueue.push")
+def a_full_queue_takes_more(original):
+    """The limit of the queue is ignored."""
+
+    def push(self, jobs):
+        self.limit = 10**9
+        return original(self, jobs)
+
+    return push
+
+
+@fault("miniformer.serving.jobs:FairQueue.pop")
+def a_request_of_many_texts_keeps_its_turn(original):
+    """Jobs come in the order of arrival."""
+
+    def pop(self):
+        job = original(self)
+        if job is not None and job.request in self._requests:
+            self._requests.move_to_end(job.request, last=False)
+        return job
+
+    return pop
+
+
+@fault("miniformer.serving.guard:Guard._check_key")
+def keys_are_compared_by_their_start(original):
+    """A part of a key is enough."""
+
+    def check_key(self, scope):
+        headers = dict(scope["headers"])
+        key = headers.get(b"authorization", b"").partition(b" ")[2]
+        if not key or not any(own.startswith(key) for own in self.keys):
+            original(self, scope)
+
+    return check_key
+
+
+@fault("miniformer.serving.guard:Guard._read_body")
+def bodies_have_no_limit(original):
+    """Bodies of any size are read."""
+
+    async def read_body(self, scope, receive):
+        self.max_body = 10**12
+        return await original(self, scope, receive)
+
+    return read_body
+
+
+@fault("miniformer.serving.routes.logit_bias:logit_bias")
+def biases_are_left_out(original):
+    """`logit_bias` is checked and ignored."""
+
+    def logit_bias(biases, vocab_size):
+        original(biases, vocab_size)
+
+    return logit_bias
+
+
+@fault("miniformer.serving.errors:as_api_error")
+def a_broken_model_is_the_clients_fault(original):
+    """Logits that are not finite are a bad request."""
+
+    def as_api_error(error):
+        result = original(error)
+        result.status = min(result.status, 400)
+        return result
+
+    return as_api_error
+
+
+@fault("miniformer.serving.routes.attention:source_attention")
+def attention_begins_one_token_late(original):
+    """The map is that of the following target tokens."""
+
+    def source_attention(pipeline, source, target):
+        result = original(pipeline, source, target)
+        return {**result, "weights": result["weights"][1:]}
+
+    return source_attention
+
+
+@fault("miniformer.serving.generation:token_name")
+def bytes_have_no_names(original):
+    """Tokens of incomplete characters are replacement characters."""
+    return lambda tokenizer, token: tokenizer.decode([token])
+
+
+@fault("miniformer.serving.models:parse_names")
+def names_of_models_may_repeat(original):
+    """A second model of a name replaces the first."""
+
+    def parse_names(arguments):
+        return {argument.rpartition("=")[0] or argument: argument for argument in arguments}
+
+    return parse_names
+
+
+@fault("miniformer.serving.worker:num_slots")
+def memory_does_not_limit_slots(original):
+    """`memory` is ignored."""
+    return lambda model_config, config: config.slots
+
+
+@fault("miniformer.serving.config:ServeConfig.cross_check")
+def any_address_needs_no_key(original):
+    """The server listens on all addresses without a key."""
+    return lambda self: []
