@@ -26,6 +26,7 @@ SCRIPTS = {
         json.dumps({"max_steps": 4, "seq_len": 32, "model_config": TINY}),
     ],
     "environment.py": [],
+    "export.py": ["--rounds", "1"],
     "generation.py": ["--rounds", "1"],
     "hf_files.py": ["--d_model", "64", "--n_layers", "2", "--types", "float32", "--rounds", "1"],
     "norms.py": ["--rounds", "1"],
@@ -47,6 +48,7 @@ SCRIPTS = {
 # Packages that a script measures if they are installed.
 PEERS = {
     "beams.py": ("transformers", "ctranslate2"),
+    "export.py": ("transformers", "onnxruntime"),
     "generation.py": ("transformers", "llama_cpp", "gguf"),
     "train_step.py": ("transformers",),
 }
