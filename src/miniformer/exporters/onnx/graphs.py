@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from miniformer.config import UserError
+from miniformer.exporters.onnx.initializers import save_model, share_tied_head
 from miniformer.exporters.programs import Program, make_programs
 from miniformer.exporters.source import Source
 
@@ -50,7 +51,9 @@ def write_graph(program: Program, path: Path) -> None:
                 f"must consist of operations that torch.onnx has: {type(error).__name__}: {reason}"
             ) from error
         assert exported is not None
-        exported.save(str(path), external_data=False)
+    model = exported.model_proto
+    share_tied_head(model)
+    save_model(model, path)
 
 
 @contextlib.contextmanager

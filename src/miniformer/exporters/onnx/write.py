@@ -21,10 +21,9 @@ from miniformer.exporters.onnx.graphs import write_graphs
 from miniformer.exporters.onnx.losses import check_data, data_loss
 from miniformer.exporters.onnx.session import OnnxModel
 from miniformer.exporters.onnx.verify import compare
+from miniformer.exporters.onnx.weights import WEIGHTS, round_graph
 from miniformer.exporters.source import read_source
 from miniformer.registry import unknown_name_message
-
-WEIGHTS = ("float32",)
 
 
 @destination(
@@ -46,8 +45,8 @@ def export_onnx(
     Args:
         directory: a model directory.
         out: the directory to write.
-        weights: float32.
-        data: file of records; the loss of the graphs on it is kept in export.json.
+        weights: one of `WEIGHTS`; see `miniformer.exporters.onnx.weights`.
+        data: file of records; the loss on it, before and after rounding, is kept in export.json.
         verify: compare the graphs with the model in onnxruntime before `out` gets its name.
 
     Raises:
@@ -64,15 +63,19 @@ def export_onnx(
     with atomic_model_directory(Path(out)) as folder:
         files = write_graphs(source, folder)
         losses: dict[str, float] = {}
-        if verify:
-            comparison = compare(source, OnnxModel(source, folder, files))
-            comparison.check()
-            lines.append(comparison.describe())
-        else:
+        for kind in dict.fromkeys(("float32", weights)):
+            if kind != "float32":
+                for name in files.values():
+                    round_graph(folder / name, kind)
+            if verify:
+                comparison = compare(source, OnnxModel(source, folder, files))
+                if kind == "float32":
+                    comparison.check()
+                lines.append(f"{kind}: {comparison.describe()}")
+            if data is not None:
+                losses[kind] = data_loss(source, OnnxModel(source, folder, files), data)
+                lines.append(f"{kind}: loss {losses[kind]:.4f} on {data}")
+        if not verify:
             lines.append("not compared with the model")
-        if data is not None:
-            loss = data_loss(source, OnnxModel(source, folder, files), data)
-            losses["float32"] = loss
-            lines.append(f"loss on {data}: {loss:.4f}")
         write_bundle(source, folder, files, weights, losses)
     return "\n".join(lines)
