@@ -1,0 +1,77 @@
+"""`miniformer export --to onnx`: comparison, losses and messages. One tiny classifier is exported."""
+
+import json
+
+import numpy as np
+import pytest
+
+from miniformer import UserError, cli, registry
+from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.data.reading.records import as_records
+from miniformer.evaluation.run_batches import BatchSettings, run_batches
+from miniformer.exporters.onnx import write
+from miniformer.exporters.onnx.verify import Comparison
+from tests.kit import tiny_model
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Directory of a classifier of vectors, and a file of records."""
+    folder = tmp_path_factory.mktemp("classifier")
+    settings = {"classes": ["a", "b"], "input_kind": "features", "input_dim": 3}
+    task = registry.get("task", "classification").from_dict(settings)
+    model = tiny_model(causal=False, n_layers=1, input_dim=3, output_dim=2, pooling="last")
+    Pipeline(model, None, task).save(folder / "model")
+    random = np.random.default_rng(0)
+    records = [
+        {"input": random.normal(size=(length, 3)).tolist(), "label": "ab"[length % 2]}
+        for length in range(1, 12)
+    ]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / "data.jsonl").write_text(text)
+    return folder, model, task
+
+
+@pytest.mark.catches("loss_on_records_is_a_sum")
+def test_export_compares_and_keeps_the_loss(classifier, tmp_path, capsys):
+    folder, model, task = classifier
+    data, out = str(folder / "data.jsonl"), tmp_path / "out"
+    flags = ["export", str(folder / "model"), str(out), "--to", "onnx", "--data", data]
+    assert cli.main([*flags, "--weights", "int8_dynamic"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"written to {out}"
+    assert lines[1].startswith("float32: largest difference of outputs ")
+    assert float(lines[1].split()[-1]) < 1e-5
+    losses = json.loads((out / "export.json").read_text())["losses"]
+    records = as_records(data, task.schema)
+    expected, _ = run_batches(model, task, None, records, BatchSettings())
+    assert losses["float32"] == pytest.approx(expected["loss"], abs=1e-5)
+    assert losses["int8_dynamic"] == pytest.approx(expected["loss"], abs=0.1)
+    assert losses["int8_dynamic"] != losses["float32"]
+
+
+@pytest.mark.catches("graphs_that_differ_are_kept")
+def test_graphs_that_differ_leave_nothing(classifier, tmp_path, monkeypatch):
+    folder, _, _ = classifier
+    monkeypatch.setattr(write, "write_graphs", lambda source, folder: {"model": "model.onnx"})
+    monkeypatch.setattr(write, "OnnxModel", lambda *arguments: None)
+    monkeypatch.setattr(write, "compare", lambda source, graphs: Comparison(0.002, 1.0, 0, 0))
+    with pytest.raises(UserError, match="differ from the model: largest difference of outputs 2"):
+        write.export_onnx(folder / "model", str(tmp_path / "out"))
+    assert not any(tmp_path.iterdir())
+    for bad in (Comparison(float("nan"), 1.0, 0, 0), Comparison(0.0, 1.0, 3, 2)):
+        with pytest.raises(UserError, match="differ from the model"):
+            bad.check()
+    Comparison(0.005, 9.0, 3, 3).check()  # rounding of large outputs
+    text = write.export_onnx(folder / "model", str(tmp_path / "out"), verify=False)
+    assert text.endswith("not compared with the model")
+
+
+def test_errors_of_options(classifier, tmp_path):
+    folder, model, _ = classifier
+    with pytest.raises(UserError, match=r"unknown weights 'int9' \(did you mean 'int8'\?\)"):
+        write.export_onnx(folder / "model", str(tmp_path / "out"), weights="int9")
+    model.save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match="data: a loss on records needs a model directory with"):
+        write.export_onnx(tmp_path / "bare", str(tmp_path / "out"), data="data.jsonl")
+    assert not (tmp_path / "out").exists()
