@@ -184,12 +184,12 @@ def _add_table(tensors: Initializers, table: str) -> tuple[str, str]:
 
 def _used_nodes(nodes: list[Any], outputs: set[str]) -> list[Any]:
     """The nodes whose results are used, in their order."""
-    used, kept = set(outputs), []
+    used, needed = set(outputs), []
     for node in reversed(nodes):
         if used.intersection(node.output):
-            kept.append(node)
+            needed.append(node)
             used.update(node.input)
-    return kept[::-1]
+    return needed[::-1]
 
 
 def _round_dynamically(path: Path) -> None:

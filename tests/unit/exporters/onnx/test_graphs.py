@@ -163,7 +163,7 @@ def test_a_tied_head_is_written_once(decoder):
 
 
 @pytest.mark.catches("halves_of_bytes_are_swapped")
-@pytest.mark.parametrize(("bits", "most"), [(8, 0.02), (4, 0.3)])
+@pytest.mark.parametrize(("bits", "most"), [(8, 0.05), (4, 0.5)])
 def test_rounded_graphs_compute_what_their_blocks_say(decoder, tmp_path, bits, most):
     """onnxruntime's result is that of the float graph with the same rounded matrices."""
     path, exact = tmp_path / "decoder.onnx", tmp_path / "exact.onnx"
@@ -185,11 +185,11 @@ def test_rounded_graphs_compute_what_their_blocks_say(decoder, tmp_path, bits, m
     ids, mask = ragged(2, 6, "left")
     results = []
     for file in (path, exact):
-        decoder.sessions["decoder"], kept = (
+        decoder.sessions["decoder"], session = (
             onnxruntime.InferenceSession(str(file)), decoder.sessions["decoder"],
         )  # fmt: skip
         results.append(decoder.steps(ids, mask, [6])[mask.astype(bool)])
-        decoder.sessions["decoder"] = kept
+        decoder.sessions["decoder"] = session
     float_logits = decoder.steps(ids, mask, [6])[mask.astype(bool)]
     scale = np.abs(float_logits).max()
     assert np.abs(results[0] - results[1]).max() < 0.03 * scale  # of int8 products

@@ -1,4 +1,4 @@
-"""`miniformer export --to onnx`: comparison, losses and messages. One tiny classifier is exported."""
+"""`miniformer export --to onnx`: comparison, losses and messages."""
 
 import json
 
