@@ -46,7 +46,7 @@ _OUTPUT_KINDS = {
     "masked_lm": "fills",
 }
 # Fields of `GenerationConfig` about how texts are computed, not which.
-_RUNTIME_FIELDS = ("weight_dtype", "cache_kind", "cuda_graph", "context_shift")
+_RUNTIME_FIELDS = ("weight_dtype", "cache_kind", "cuda_graph")
 
 
 def describe(source: Source, files: dict[str, str], weights: str) -> dict[str, Any]:

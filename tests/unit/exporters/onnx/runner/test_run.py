@@ -328,7 +328,7 @@ def test_commands_print_answers(tmp_path, monkeypatch, capsys):
 
 def test_options_that_the_runner_lacks_are_refused(tmp_path, monkeypatch):
     pipeline = make_pipeline(LanguageModeling())
-    pipeline.generation = pipeline.generation.override({"bad_words_ids": [[4]]})
+    pipeline.generation = pipeline.generation.override({"context_shift": True})
     runner = runner_model(pipeline, tmp_path / "out", monkeypatch)
-    with pytest.raises(run.RunError, match="bad_words_ids is no option"):
+    with pytest.raises(run.RunError, match="context_shift is no option"):
         runner.generate(["a"])
