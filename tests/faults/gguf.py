@@ -103,12 +103,6 @@ def special_tokens_of_gguf_are_plain(original):
     return 4
 
 
-@fault("miniformer.interop.gguf.read:_MAX_STRING")
-def gguf_strings_have_any_length(original):
-    """A string of a damaged file may have any length up to the limit of integers."""
-    return 2**62
-
-
 @fault("miniformer.interop.gguf.read:_Stream.take")
 def gguf_headers_are_padded_with_zeros(original):
     """A file that ends within its header is read as if zeros followed."""
