@@ -13,7 +13,7 @@ def write_sizes(directory, out, *, digits=3):
         file.write(out_text)
 
 
-@pytest.mark.catches("exporters_get_no_options")
+@pytest.mark.catches("exporters_get_no_options", "export_options_are_not_checked")
 def test_export_calls_a_registered_exporter(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(registry._registered, "exporter", {"sizes": write_sizes})
     tiny_model().save_pretrained(tmp_path / "model")

@@ -46,7 +46,12 @@ def export_openvino(directory: Path, out: str, *, verify: bool = True) -> str:
     return write_programs(FORMAT, directory, Path(out), verify=verify)
 
 
-@destination(_ALL_KINDS, runtime="ExecuTorch", extra="executorch", packages=("executorch",))
+@destination(
+    "encoders, classifiers, regressors, masked LMs, decoder-only models",
+    runtime="ExecuTorch",
+    extra="executorch",
+    packages=("executorch",),
+)
 def export_executorch(
     directory: Path,
     out: str,
@@ -69,7 +74,10 @@ def export_executorch(
     from miniformer.exporters.compiled.write import write_programs
     from miniformer.model.config_file import read_config
 
-    limit = read_config(directory)[1].max_seq_len
+    architecture, config = read_config(directory)
+    if architecture == "Seq2SeqTransformer":
+        raise UserError("to: executorch takes no encoder-decoder model; onnx and openvino do")
+    limit = config.max_seq_len
     if max_length is None:
         max_length = min(limit, _EXECUTORCH_LENGTH)
     if not 2 <= max_length <= limit:

@@ -28,6 +28,8 @@ def test_sizes_that_the_model_does_not_take_are_refused(directories, tmp_path, o
     export = destinations.export_executorch.__wrapped__  # without the check of packages
     with pytest.raises(UserError, match=message):
         export(directories / "decoder", str(tmp_path / "out"), **options)
+    with pytest.raises(UserError, match="to: executorch takes no encoder-decoder model; onnx"):
+        export(directories / "seq2seq", str(tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 
 
