@@ -90,7 +90,7 @@ class PendingPrompt:
     ) -> None:
         self.sequence, self.runtime, self.capacity = sequence, runtime, capacity
         self.logits = torch.empty(0)
-        self._parts = [*ids.split(chunk or max(1, ids.shape[1]), dim=1)]
+        self._parts = [*torch.split(ids, chunk or max(1, ids.shape[1]), dim=1)]
         self._done = 0
 
     @torch.inference_mode()

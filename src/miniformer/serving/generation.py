@@ -13,7 +13,7 @@ from miniformer.generation.api import GenerationInput
 from miniformer.generation.detokenizer import StopStringChecker, StreamingDetokenizer
 from miniformer.generation.logits_processors import Processor
 from miniformer.serving.errors import ApiError
-from miniformer.serving.jobs import Failure, Mailbox, Sequence, Token, next_request
+from miniformer.serving.jobs import Failure, Job, Mailbox, Sequence, Token, next_request
 from miniformer.serving.models import ServedModel
 from miniformer.tasks.common.text_generation import make_constraints, token_options
 
@@ -146,9 +146,10 @@ async def generate(
     Raises:
         ApiError, UserError, QueueFull, TimeoutError, ClientLeft: the request cannot be completed.
     """
-    tokenizer = model.pipeline.tokenizer
+    tokenizer: Any = model.pipeline.tokenizer
     mailbox, request = Mailbox(), next_request()
-    sequences, choices = [], {}
+    sequences: list[Sequence] = []
+    choices: dict[Job, _Choice] = {}
     for number, item in enumerate(inputs):
         for copy in range(copies):
             constraints = make_constraints(tokenizer, options)  # stateful: one for each sequence

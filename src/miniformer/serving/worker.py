@@ -204,7 +204,7 @@ def num_slots(model_config: Any, config: ServeConfig) -> int:
     """
     layers = model_config.n_decoder_layers or model_config.n_layers
     width = 2 * model_config.kv_heads * model_config.head_width * 4  # float32
-    size = layers * width * model_config.max_seq_len
+    size = int(layers * width * model_config.max_seq_len)
     fitting = (parse_bytes(config.memory) or 0) // size
     if fitting < 2:  # a prompt that is prefilled has a cache of its own
         raise UserError(

@@ -43,7 +43,9 @@ def translator():
     torch.manual_seed(2)
     tokenizer = Tokenizer.train("char", ["abcdefgh ijkl"])
     config = TransformerConfig(vocab_size=tokenizer.vocab_size, **SIZE)
-    options = GenerationConfig(eos_id=tokenizer.eos_id, max_new_tokens=8, temperature=0.0)
+    options = GenerationConfig(
+        eos_id=tokenizer.eos_id, max_new_tokens=8, min_new_tokens=3, temperature=0.0
+    )
     return Pipeline(Seq2SeqTransformer(config).eval(), tokenizer, Seq2Seq(), options)
 
 
