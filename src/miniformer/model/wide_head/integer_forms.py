@@ -1,8 +1,7 @@
 """Operations on int64 tensors in forms that exported programs have, too.
 
-ONNX has no search in a sorted list and no stable sort, shifts unsigned integers only, and an
-exported program has no sizes that depend on values. In an export these functions use other
-operations, with equal results.
+ONNX has no search in a sorted list and no stable sort, and an exported program has no sizes that
+depend on values. In an export these functions use other operations, with equal results.
 
 Letters: K sorted values, B batch, L values of a row.
 """
@@ -11,8 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-_LOW_BITS = 2**32 - 1
 
 
 def is_exporting() -> bool:
@@ -39,14 +36,6 @@ def find_sorted(keys: Tensor, values: Tensor) -> Tensor:
         is_below = keys[(candidate - 1).clamp_max(last)] < values
         index = torch.where(is_below & (candidate <= last), candidate, index)
     return index
-
-
-def high_bits(values: Tensor) -> Tensor:
-    """Upper 32 bits of int64 values with the sign extended, as `values >> 32`."""
-    if not is_exporting():
-        return values >> 32
-    multiples = values - (values & _LOW_BITS)  # of 2**32, so that any rounding is exact
-    return torch.div(multiples, 2**32, rounding_mode="trunc")
 
 
 def used_columns(lengths: Tensor, columns: int) -> int:

