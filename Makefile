@@ -49,7 +49,7 @@ test: setup
 # since they were recorded.
 check: lint types imports coverage
 	$(BIN)/python -m tests.faults --tests-passed
-	$(BIN)/python -m tests.slow loggers lm_eval kernels devices compile seeds exports executorch --changed
+	$(BIN)/python -m tests.slow loggers lm_eval kernels devices compile seeds --changed
 
 format: setup
 	$(BIN)/ruff format .

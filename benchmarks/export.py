@@ -136,11 +136,13 @@ def main():
     }
     print(json.dumps(results, indent=2))
     if args.save:
-        packages = environment("transformers", "onnxruntime", "onnx", "numpy", "tokenizers")
+        peers = ("transformers", "onnxruntime", "onnx", "numpy", "tokenizers")
         stored = {
-            "environment": packages, "rounds": args.rounds,
-            "load": round(os.getloadavg()[0], 1), **results,
-        }  # fmt: skip
+            "environment": environment(*peers),
+            "rounds": args.rounds,
+            "load": round(os.getloadavg()[0], 1),
+            **results,
+        }
         RESULTS.write_text(json.dumps(stored, indent=2) + "\n")
 
 

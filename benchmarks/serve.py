@@ -169,18 +169,18 @@ def measure(folder, pipeline, weights, options):
             for name in names[number % 3 :] + names[: number % 3]:
                 times[name].append(contestants[name]())
         alone, _ = stream_gaps(address, arrival=False)
-        beside, firsts = stream_gaps(address, arrival=True)
+        loaded, firsts = stream_gaps(address, arrival=True)
     rates = {name: tokens / statistics.median(values) for name, values in times.items()}
-    quantile = sorted(beside)[int(0.99 * len(beside))]
+    quantile = sorted(loaded)[int(0.99 * len(loaded))]
     return {
         "tokens_per_s": {name: round(rate, 1) for name, rate in rates.items()},
         "of batched generate": round(rates["server"] / rates["batched generate"], 3),
         "of one after another": round(rates["server"] / rates["one after another"], 3),
         "gap_ms": {
             "median alone": round(1e3 * statistics.median(alone), 2),
-            "median beside a prompt": round(1e3 * statistics.median(beside), 2),
+            "median beside a prompt": round(1e3 * statistics.median(loaded), 2),
             "p99 beside a prompt": round(1e3 * quantile, 2),
-            "p99 of the median": round(quantile / statistics.median(beside), 2),
+            "p99 of the median": round(quantile / statistics.median(loaded), 2),
         },
         "first_token_of_512_ms": round(1e3 * firsts[0], 1),
         "ready_s": round(ready, 2),
@@ -199,8 +199,10 @@ def main():
     options = parser.parse_args()
     result = {
         "environment": environment("fastapi", "uvicorn"),
-        "clients": options.clients, "requests": options.requests, "rounds": options.rounds,
-    }  # fmt: skip
+        "clients": options.clients,
+        "requests": options.requests,
+        "rounds": options.rounds,
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
         pipeline = make_model(folder)

@@ -14,6 +14,7 @@ UNIT_TESTS = ROOT / "tests" / "unit"
 MAX_FILES = 12
 # Files of unit tests that are named after no module, with the reason.
 NO_MODULE = {
+    "exporters/onnx/test_wide_head.py": "wide heads of all features in graphs",
     "model/test_compile.py": "torch.compile of whole models",
 }
 # Any other folder is an extension: it imports the core, which does not import it.

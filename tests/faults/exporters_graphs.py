@@ -98,3 +98,48 @@ def search_of_an_export_is_off_by_one(original):
         return (index - 1).clamp_min(0) if integer_forms.is_exporting() else index
 
     return find_sorted
+
+
+@fault("miniformer.exporters.onnx.initializers:Initializers.remove_unused")
+def unused_tensors_stay_in_the_graph(original):
+    """Tensors that were replaced are written, too."""
+    return lambda self: None
+
+
+@fault("miniformer.exporters.onnx.session:OnnxModel.outputs")
+def graphs_are_compared_without_a_mask(original):
+    """Padding of a batch is given to the graph as real tokens."""
+
+    def outputs(self, batch):
+        return original(self, {name: x for name, x in batch.items() if name != "attention_mask"})
+
+    return outputs
+
+
+@fault("miniformer.exporters.onnx.write:export_onnx")
+def graphs_are_not_compared(original):
+    """The comparison is left out without a word."""
+
+    def export_onnx(directory, out, *, weights="float32", data=None, verify=True):
+        return original(directory, out, weights=weights, data=data, verify=False)
+
+    return export_onnx
+
+
+@fault("miniformer.exporters.source:read_source")
+def bare_models_need_a_task(original):
+    """A directory without a task is refused."""
+
+    def read_source(directory):
+        from miniformer.checkpoint.pipeline import load
+
+        load(directory)
+        return original(directory)
+
+    return read_source
+
+
+@fault("miniformer.exporters.hf:export_hf")
+def families_are_not_passed_on(original):
+    """`--family` is ignored."""
+    return lambda directory, out, *, family=None: original(directory, out)

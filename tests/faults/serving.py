@@ -176,3 +176,82 @@ def memory_does_not_limit_slots(original):
 def any_address_needs_no_key(original):
     """The server listens on all addresses without a key."""
     return lambda self: []
+
+
+@fault("miniformer.serving.app:make_app")
+def requests_have_no_guard(original):
+    """Keys and sizes of bodies are not checked."""
+
+    def make_app(models, config, metrics):
+        app = original(models, config, metrics)
+        app.user_middleware.clear()
+        return app
+
+    return make_app
+
+
+@fault("miniformer.serving.command:run")
+def the_command_drops_settings(original):
+    """Flags of `serve` are ignored."""
+    return lambda values: original({"models": values["models"]})
+
+
+@fault("miniformer.serving.metrics:Metrics.count_step")
+def steps_count_as_tokens(original):
+    """A step of several sequences counts as one token."""
+    return lambda self, num_tokens, seconds: original(self, 1, seconds)
+
+
+@fault("miniformer.serving.routes.bodies:Sampling.generation_options")
+def stop_strings_are_not_passed_on(original):
+    """`stop` is ignored."""
+
+    def generation_options(self):
+        options = original(self)
+        options.pop("stop_strings", None)
+        return options
+
+    return generation_options
+
+
+@fault("miniformer.serving.routes.openai:_prompt_list")
+def prompts_are_answered_in_reverse(original):
+    """Choices belong to other prompts."""
+    return lambda prompt: original(prompt)[::-1]
+
+
+@fault("miniformer.serving.routes.schemas:check_fields")
+def unknown_fields_have_no_hint(original):
+    """An unknown field does not name the nearest one."""
+    return lambda values, known: values
+
+
+@fault("miniformer.serving.routes.tasks:_predict")
+def long_inputs_are_truncated(original):
+    """Inputs that are too long are cut without a message."""
+
+    async def predict(body, request, tasks, **options):
+        body.truncate = True
+        return await original(body, request, tasks, **options)
+
+    return predict
+
+
+@fault("miniformer.serving.server:_listen")
+def a_taken_port_is_a_traceback(original):
+    """The error of the socket is not explained."""
+
+    def listen(config):
+        import socket
+
+        listener = socket.socket()
+        listener.bind((config.host, config.port))
+        return listener
+
+    return listen
+
+
+@fault("miniformer.serving.state:ServerState.template")
+def templates_are_not_read(original):
+    """Every model is a base model."""
+    return lambda self, model: None

@@ -44,6 +44,9 @@ SCRIPTS = {
     ],
     "trainer_overhead.py": ["--steps", "20", "--sizes", "tiny", "--validations", "1"],
     "weights.py": ["{model}", "{data}/val.txt", "--rows", "2", "--tokens", "32"],
+    "serve.py": [
+        "--clients", "2", "--requests", "4", "--rounds", "1", "--weights", "float32",
+    ],
 }  # fmt: skip
 # Packages that a script measures if they are installed.
 PEERS = {

@@ -1,10 +1,12 @@
 """`miniformer.export(module, out)`: a directory that transformers loads by itself."""
 
+import json
+
 import pytest
 import torch
 
 import miniformer
-from miniformer import Seq2SeqTransformer, Transformer, TransformerConfig
+from miniformer import Seq2SeqTransformer, Transformer, TransformerConfig, UserError
 from miniformer.config.architectures import architecture_config
 
 
@@ -29,3 +31,15 @@ def test_the_directory_of_a_module_is_complete(name, tmp_path):
         else:
             actual, expected = loaded(ids, attention_mask=mask).logits, model(ids)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.catches("families_are_not_passed_on")
+def test_the_family_is_that_of_the_option(tmp_path):
+    fields = architecture_config("llama", vocab_size=31, d_model=16, n_heads=2, n_layers=1)
+    model = Transformer(TransformerConfig(**fields)).eval()
+    for family in ("llama", "mistral"):
+        miniformer.export(model, tmp_path / family, family=family)
+        config = json.loads((tmp_path / family / "config.json").read_text())
+        assert config["model_type"] == family
+    with pytest.raises(UserError, match="family 'lama' is none of"):
+        miniformer.export(model, tmp_path / "x", family="lama")

@@ -13,10 +13,20 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
 
 
-def slots_in_use(http, model="lm"):
+def metric(http, name, model="lm"):
     lines = http.get("/metrics").text.splitlines()
-    name = f'miniformer_slots_in_use{{model="{model}"}} '
-    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+    name = f'miniformer_{name}{{model="{model}"}} '
+    return next((float(line.removeprefix(name)) for line in lines if line.startswith(name)), 0.0)
+
+
+@pytest.mark.catches("steps_count_as_tokens")
+def test_metrics_count_the_tokens_of_all_sequences(http):
+    before = metric(http, "generated_tokens_total")
+    body = {"model": "lm", "prompt": ["a", "b", "c"], "max_tokens": 5, "temperature": 0}
+    used = http.post("/v1/completions", json=body).json()["usage"]["completion_tokens"]
+    assert used == 15
+    assert metric(http, "generated_tokens_total") - before == 15
+    assert http.get("/ready").json() == {"status": "ready"}
 
 
 @pytest.mark.catches("attention_begins_one_token_late")
@@ -52,6 +62,7 @@ def test_score_and_tokens_are_those_of_the_pipeline(http, pipelines):
     assert http.post("/detokenize", json={"tokens": ids}).json() == {"text": "héllo"}
 
 
+@pytest.mark.catches("long_inputs_are_truncated")
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
@@ -62,6 +73,7 @@ def test_score_and_tokens_are_those_of_the_pipeline(http, pipelines):
         ("/v1/embeddings", {"model": "mt", "input": "a"}, "seq2seq model has no vector"),
         ("/detokenize", {"tokens": [9999]}, "token id 9999"),
         ("/v1/score", {"model": "labels", "text": "a"}, "use /v1/classify"),
+        ("/v1/classify", {"model": "labels", "input": "a" * 200}, "input"),
     ],
 )
 def test_a_wrong_endpoint_or_input_is_named(http, path, body, message):
@@ -148,7 +160,7 @@ def test_a_full_queue_gives_429_and_every_other_request_is_answered():
         assert refused.headers["retry-after"] == "1"
 
 
-@pytest.mark.catches("keys_are_compared_by_their_start")
+@pytest.mark.catches("keys_are_compared_by_their_start", "requests_have_no_guard")
 def test_a_key_is_required_except_for_health(tmp_path):
     path = tmp_path / "keys"
     path.write_text("first-key\nsecond-key\n")
@@ -194,6 +206,7 @@ def test_a_model_that_gives_nan_is_an_error_and_the_server_goes_on(pipelines):
         assert http.post("/v1/completions", json={"model": "lm", **body}).status_code == 200
 
 
+@pytest.mark.catches("a_taken_port_is_a_traceback")
 def test_a_taken_port_is_one_message(tmp_path):
     from miniformer.serving.server import serve
 

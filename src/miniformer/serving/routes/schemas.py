@@ -17,7 +17,16 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_fields(cls, values: Any) -> Any:
-        for name in values if isinstance(values, dict) else ():
-            if name not in cls.model_fields:
-                raise unknown_field(str(name), list(cls.model_fields))
-        return values
+        return check_fields(values, list(cls.model_fields))
+
+
+def check_fields(values: Any, known: list[str]) -> Any:
+    """The values of a body, an object with known fields only.
+
+    Raises:
+        ApiError: a field is unknown.
+    """
+    for name in values if isinstance(values, dict) else ():
+        if name not in known:
+            raise unknown_field(str(name), known)
+    return values
