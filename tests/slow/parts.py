@@ -142,6 +142,17 @@ PARTS = (
         ("executorch",),
     ),
     Part(
+        "onnx_battery",
+        (*_PYTEST, "tests/slow/check_onnx_battery.py"),
+        (
+            "src/miniformer/exporters/onnx/*.py",
+            "src/miniformer/exporters/programs.py",
+            "src/miniformer/model/cache/static_view.py",
+            "tests/slow/check_onnx_battery.py",
+        ),
+        4,
+    ),
+    Part(
         "export_runner",
         (*_PYTEST, "tests/slow/check_export_runner.py"),
         (

@@ -45,7 +45,7 @@ _COMMANDS = {
         "convert a Hugging Face model or a GGUF file to a model directory",
     ),
     "serve": ("miniformer.serving.command", "serve models over HTTP, with OpenAI's interface"),
-    "export": ("miniformer.exporters.command", "convert a model for transformers and others"),
+    "export": ("miniformer.exporters.command", "write a model for another program"),
     "export-bench": (
         "miniformer.exporters.bench.command",
         "sizes and times of exported files beside the model's own",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import sys
@@ -29,7 +30,12 @@ def serve(models: Any, config: ServeConfig | None = None, **settings: Any) -> No
     require_packages()
     config = ServeConfig.from_dict(settings) if config is None else config
     named = models if isinstance(models, Mapping) else {_name_of(models): models}
-    listener = _listen(config)
+    with contextlib.closing(_listen(config)) as listener:
+        _serve(named, config, listener)
+
+
+def _serve(named: Mapping[str, Any], config: ServeConfig, listener: socket.socket) -> None:
+    """Serves models by name on a bound socket."""
     import torch
     import uvicorn
 
@@ -42,22 +48,20 @@ def serve(models: Any, config: ServeConfig | None = None, **settings: Any) -> No
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     metrics = ServerMetrics()
     loaded = load_models(named, config, metrics)
-    app = make_app(loaded, config, metrics)
-    host, port = listener.getsockname()[:2]
-    for item in loaded.by_name.values():
-        slots = f", {item.worker.num_slots} slots" if item.generates else ""
-        print(f"{item.name}: {item.task}{slots}", flush=True)
-    print(f"serving on http://{host}:{port}; Ctrl-C ends it", flush=True)
-    server = uvicorn.Server(
-        uvicorn.Config(
+    try:
+        app = make_app(loaded, config, metrics)
+        for item in loaded.by_name.values():
+            slots = f", {item.worker.num_slots} slots" if item.generates else ""
+            print(f"{item.name}: {item.task}{slots}", flush=True)
+        host, port = listener.getsockname()[:2]
+        print(f"serving on http://{host}:{port}; Ctrl-C ends it", flush=True)
+        settings = uvicorn.Config(
             app,
             log_level="warning",
             timeout_graceful_shutdown=int(_STOP_SECONDS),
             h11_max_incomplete_event_size=64 * 1024,
         )
-    )
-    try:
-        server.run(sockets=[listener])
+        uvicorn.Server(settings).run(sockets=[listener])
     finally:
         for item in loaded.by_name.values():
             item.worker.stop(_STOP_SECONDS / 2)

@@ -83,6 +83,7 @@ def running(pipelines, **settings):
     finally:
         server.should_exit = True
         thread.join(10)
+        listener.close()
         for item in models.by_name.values():
             item.worker.stop(5)
 

@@ -17,17 +17,22 @@ def add_arguments(parser: Any) -> None:
     """Adds the arguments."""
     parser.add_argument(
         "paths",
+        metavar="PATH",
         type=str,
         nargs="+",
         help="folders of export --to onnx, pt2, aoti or openvino, .gguf files, model directories",
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, help="processes of each; medians are shown"
+        "--rounds", metavar="N", type=int, default=3, help="processes of each; medians are shown"
     )
-    parser.add_argument("--prompt_tokens", type=int, default=16, help="length of the input")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens to generate")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as cores")
-    parser.add_argument("--json", type=str | None, default=None, help="file for the results")
+    parser.add_argument(
+        "--prompt_tokens", metavar="N", type=int, default=16, help="length of the input"
+    )
+    parser.add_argument("--tokens", metavar="N", type=int, default=32, help="tokens to generate")
+    parser.add_argument("--threads", metavar="N", type=int, default=0, help="0: as many as cores")
+    parser.add_argument(
+        "--json", metavar="FILE", type=str | None, default=None, help="file for the results"
+    )
 
 
 def run(values: dict[str, Any]) -> int:

@@ -34,8 +34,10 @@ def model_of(shape):
     return tiny_model(max_seq_len=CAPACITY, **SHAPES[shape])
 
 
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+def close(actual, expected, kind=None):
+    """Compares logits; a lossy cache may round a value to its other neighbor."""
+    tolerance = 0.02 if kind in ROUNDING else 1e-4
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def full_pass(model, kind, rows):
@@ -93,7 +95,7 @@ class Rows:
             row += tokens[real].tolist()
             if real.any():
                 expected = full_pass(self.model, self.kind, [row])[0]
-                close(row_logits[real.nonzero().max()], expected)
+                close(row_logits[real.nonzero().max()], expected, self.kind)
 
     def trim(self, less):
         lengths = [max(0, len(row) - n) for row, n in zip(self.rows, less * 9, strict=False)]
