@@ -106,4 +106,4 @@ def executorch_has_other_limits(original):
 @fault("miniformer.exporters.api:check_options")
 def export_options_are_not_checked(original):
     """An option that a destination does not have is an error of Python."""
-    return lambda exporter, name, options, **more: None
+    return lambda component, name, options, *, num_args, label: None

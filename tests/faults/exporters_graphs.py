@@ -53,7 +53,11 @@ def graph_lacks_the_wide_head(original):
 @fault("miniformer.exporters.programs:ModelProgram.forward")
 def graph_has_other_classes(original):
     """The outputs of a classifier are in the opposite order."""
-    return lambda self, *inputs: original(self, *inputs).flip(-1)
+
+    def forward(self, inputs, attention_mask, *extra):
+        return original(self, inputs, attention_mask, *extra).flip(-1)
+
+    return forward
 
 
 @fault("miniformer.exporters.onnx.graphs:share_tied_head")

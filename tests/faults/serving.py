@@ -230,25 +230,17 @@ def unknown_fields_have_no_hint(original):
 def long_inputs_are_truncated(original):
     """Inputs that are too long are cut without a message."""
 
-    async def predict(body, request, tasks, **options):
+    async def predict(body, request, tasks, method="predict", **options):
         body.truncate = True
-        return await original(body, request, tasks, **options)
+        return await original(body, request, tasks, method, **options)
 
     return predict
 
 
-@fault("miniformer.serving.server:_listen")
-def a_taken_port_is_a_traceback(original):
-    """The error of the socket is not explained."""
-
-    def listen(config):
-        import socket
-
-        listener = socket.socket()
-        listener.bind((config.host, config.port))
-        return listener
-
-    return listen
+@fault("miniformer.serving.server:_name_of")
+def folders_do_not_name_models(original):
+    """A single model is named model."""
+    return lambda model: "model"
 
 
 @fault("miniformer.serving.state:ServerState.template")

@@ -206,7 +206,16 @@ def test_a_model_that_gives_nan_is_an_error_and_the_server_goes_on(pipelines):
         assert http.post("/v1/completions", json={"model": "lm", **body}).status_code == 200
 
 
-@pytest.mark.catches("a_taken_port_is_a_traceback")
+@pytest.mark.catches("folders_do_not_name_models")
+def test_a_single_model_is_named_after_its_folder(monkeypatch):
+    from miniformer.serving import server
+
+    served = []
+    monkeypatch.setattr(server, "_serve", lambda named, config, listener: served.append(named))
+    server.serve("runs/mt/best", port=0)
+    assert served == [{"mt": "runs/mt/best"}]
+
+
 def test_a_taken_port_is_one_message(tmp_path):
     from miniformer.serving.server import serve
 
