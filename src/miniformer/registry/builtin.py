@@ -48,7 +48,7 @@ _COMMANDS = {
     "export": ("miniformer.exporters.command", "write a model for another program"),
     "export-bench": (
         "miniformer.exporters.bench.command",
-        "sizes and times of exported files beside the model's own",
+        "sizes and times of exported files and of the model itself",
     ),
     "doctor": ("miniformer.doctor.__main__", "check a model, or report the speed of this machine"),
     "verify-resume": (

@@ -61,7 +61,7 @@ def make_app(models: Models, config: ServeConfig, metrics: ServerMetrics) -> Fas
 
     @app.exception_handler(ClientLeft)
     async def left(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)  # the connection is closed
 
     @app.exception_handler(TimeoutError)
     @app.exception_handler(Exception)

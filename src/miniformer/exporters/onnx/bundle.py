@@ -1,4 +1,4 @@
-"""The files beside the graphs: tokenizer, `export.json`, the runner and its requirements."""
+"""Files that accompany the graphs: tokenizer, `export.json`, the runner and its requirements."""
 
 from __future__ import annotations
 

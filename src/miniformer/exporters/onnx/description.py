@@ -1,4 +1,4 @@
-"""`export.json`: what the runner must know beside the graphs.
+"""`export.json`: what the runner needs in addition to the graphs.
 
 input        special tokens and limits of inputs, statistics of vectors
 output       kind of the answers; classes, or mean and standard deviation of values

@@ -79,7 +79,7 @@ def share_tied_head(model: Any) -> None:
 
 
 def save_model(model: Any, path: Path) -> None:
-    """Writes a graph; its tensors are in a file beside it if one file cannot hold them."""
+    """Writes a graph; its tensors are in a second file if one file cannot hold them."""
     import onnx
 
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)

@@ -1,4 +1,4 @@
-"""The destination `onnx`: graphs for onnxruntime, and what a runner needs beside them.
+"""The destination `onnx`: graphs for onnxruntime, and what a runner needs in addition.
 
 model.onnx                    encoders: classifier, regressor, embedder, masked LM
 decoder.onnx                  prompts and steps, with keys and values in and out

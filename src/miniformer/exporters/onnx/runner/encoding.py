@@ -56,7 +56,7 @@ def encode(
         else:
             row, length = encode_text(value, settings, tokenizer, limit)
         if length > limit and not (truncate and settings["can_truncate"] and limit > 0):
-            spare = f" beside max_new_tokens={room}" if room else ""
+            spare = f" with max_new_tokens={room}" if room else ""
             hint = ", or truncate it" if settings["can_truncate"] else ""
             raise RunError(
                 f"input {number} is {length} long; the model reads at most {max(0, limit)}{spare}"

@@ -321,7 +321,7 @@ def test_commands_print_answers(tmp_path, monkeypatch, capsys):
     texts = pipeline.generate(["The", "a"], max_new_tokens=6, temperature=0.0, stop_strings=["e"])
     assert capsys.readouterr().out == f"The{texts[0]}\na{texts[1]}\n"
     assert run.main(["generate", VERSE * 2, *flags]) == 2
-    assert "the model reads at most 58 beside max_new_tokens=6" in capsys.readouterr().err
+    assert "the model reads at most 58 with max_new_tokens=6" in capsys.readouterr().err
     assert run.main(["generate", "a", *flags, "--top_p", "2"]) == 2
     assert "top_p must be from 1e-09 to 1, not 2.0" in capsys.readouterr().err
 
