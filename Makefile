@@ -45,10 +45,10 @@ demo: setup
 test: setup
 	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST)
 
-# Faults run after the tests, which must pass without them. Short parts of the slow ring run if their files have changed
-# since they were recorded.
+# Faults run after the tests, which must pass without them. Faults and short parts of the slow ring run if their files
+# have changed since they were recorded.
 check: lint types imports coverage
-	$(BIN)/python -m tests.faults --tests-passed
+	$(BIN)/python -m tests.faults --tests-passed --changed
 	$(BIN)/python -m tests.slow loggers lm_eval kernels devices compile seeds --changed
 
 format: setup

@@ -199,7 +199,7 @@ def toy(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "tests" / "faults", tmp_path / "tests" / "faults", ignore=ignored)
     for path in (tmp_path / "tests" / "faults").glob("*.py"):
-        if path.stem not in ("__init__", "__main__", "plugin", "runner", "selection"):
+        if path.stem not in ("__init__", "__main__", "plugin", "record", "runner", "selection"):
             path.unlink()
     files = {
         "src/toy/__init__.py": "",
@@ -244,6 +244,23 @@ def test_runner_runs_the_tests_without_a_fault_at_the_end(toy):
     done = toy("doubles_too_much", "--tests-passed")
     assert done.stdout.splitlines()[-1] == "1 of 1 faults are caught"
     assert "no fault has the name unknown" in toy("unknown").stderr
+
+
+@pytest.mark.parametrize("file", ["src/toy/numbers.py", "tests/test_toy.py", "tests/faults/toy.py"])
+def test_recorded_fault_is_skipped_until_its_files_change(toy, tmp_path, file):
+    toy("doubles_too_much", "halves_nothing", "--record", "--tests-passed")
+    done = toy("doubles_too_much", "halves_nothing", "--changed", "--tests-passed")
+    assert "1 of 2 faults are unchanged and skipped" in done.stdout
+    assert re.findall(r"^(?:caught|MISSED)  (\w+)", done.stdout, re.MULTILINE) == ["halves_nothing"]
+    path = tmp_path / file
+    # A change of the file of faults counts where it is one of this fault's own function.
+    path.write_text(
+        path.read_text().replace("return lambda x: 3 * x", "return lambda x: 4 * x") + "#"
+    )
+    done = toy("doubles_too_much", "--changed", "--tests-passed")
+    assert "caught  doubles_too_much" in done.stdout
+    done = toy("doubles_too_much", "--changed", "--tests-passed")
+    assert "caught  doubles_too_much" in done.stdout  # a run without --record records nothing
 
 
 def docstring_only(path):

@@ -1,6 +1,6 @@
 """Seeded faults: plausible wrong behavior that a test must catch.
 
-    python -m tests.faults [NAME...] [--tests-passed]
+    python -m tests.faults [NAME...] [--tests-passed] [--changed] [--record]
 
 A fault replaces one name of the package at run time:
 
@@ -30,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLE = "MINIFORMER_FAULT"  # child processes install the fault that this names
 _SITE = Path(__file__).parent / "site"
-_TOOLS = {"plugin", "runner", "selection", "site"}
+_TOOLS = {"plugin", "record", "runner", "selection", "site"}
 
 
 class BrokenFault(Exception):

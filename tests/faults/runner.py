@@ -2,7 +2,8 @@
 
 Names choose faults; without names all are run. A fault that no test catches (MISSED), or that does
 not fit the code (BROKEN), makes the exit code 1. At the end the tests run without a fault, since a
-test that fails anyway catches nothing; `--tests-passed` leaves this out.
+test that fails anyway catches nothing; `--tests-passed` leaves this out. `--changed` skips faults
+that are recorded as caught and whose files are the same; `--record` records those that are caught.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults import ROOT, Fault, load
+from tests.faults import ROOT, Fault, load, record
 from tests.faults.selection import catching_tests
 
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -42,6 +43,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("names", nargs="*", help="faults; all if none is named")
     parser.add_argument("--tests-passed", action="store_true", help="skip the run without a fault")
+    parser.add_argument("--changed", action="store_true", help="skip recorded, unchanged faults")
+    parser.add_argument("--record", action="store_true", help="record caught faults in caught.json")
     arguments = parser.parse_args()
     faults = load()
     unknown = [name for name in arguments.names if name not in faults]
@@ -49,6 +52,14 @@ def main() -> int:
         parser.error(f"no fault has the name {', '.join(unknown)}")
     tests = catching_tests()
     chosen = [faults[name] for name in arguments.names or faults]
+    digests = {x.name: record.digest(x, tests[x.name]) for x in chosen if x.name in tests}
+    if arguments.changed:
+        before = record.recorded()
+        changed = [x for x in chosen if before.get(x.name, "") != digests.get(x.name)]
+        print(f"{len(chosen) - len(changed)} of {len(chosen)} faults are unchanged and skipped")
+        chosen = changed
+        if not chosen:
+            return 0
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["OMP_WAIT_POLICY"] = "passive"
     _PROCESSES.set_forkserver_preload(_PRELOADED)
@@ -59,13 +70,18 @@ def main() -> int:
         logs = [Path(folder) / str(number) for number in range(len(chosen))]
         needed = [tests.get(fault.name, []) for fault in chosen]
         missed: list[str] = []
+        caught: dict[str, str] = {}
         results = threads.map(_checked, chosen, needed, logs)
         for fault, (outcome, reason) in zip(chosen, results, strict=True):
-            if outcome != "caught":
+            if outcome == "caught":
+                caught[fault.name] = digests[fault.name]
+            else:
                 missed.append(f"{outcome} {fault.name}: {reason}")
             print(f"{outcome:<8}{fault.name}: {fault.description}", flush=True)
             if reason:
                 print(f"        {reason}", flush=True)
+        if arguments.record:
+            record.record(caught, list(faults))
         # Again, since hundreds of lines separate them from the end.
         print(
             "\n".join([*missed, f"{len(chosen) - len(missed)} of {len(chosen)} faults are caught"])
