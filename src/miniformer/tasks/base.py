@@ -49,6 +49,7 @@ class Task(StrictConfig):
 
     name: ClassVar[str]
     models: ClassVar[tuple[str, ...]]  # supported model kinds, the default first
+    causal: ClassVar[bool] = False  # an encoder is causal by default: a decoder
     loss_unit: ClassVar[str] = "nats"
     maximize: ClassVar[frozenset[str]] = frozenset()  # metrics where higher is better
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  # the most informative first

@@ -62,6 +62,7 @@ class LanguageModeling(TextGenerationTask):
 
     name: ClassVar[str] = "language_modeling"
     models: ClassVar[tuple[str, ...]] = ("encoder", "seq2seq")
+    causal: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "nats/token"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
     per_token_loss: ClassVar[bool] = True

@@ -118,10 +118,12 @@ def resolve_config(config: TrainConfig) -> Resolution:
     check_environment(config)
     check_optimizer_options(config.optimizer, config.optimizer_config)
     check_schedule_options(config.scheduler, config.scheduler_config)
-    kind: str = config.model or registry.get("task", config.task).models[0]
+    task_class = registry.get("task", config.task)
+    kind: str = config.model or task_class.models[0]
+    shown = "decoder" if kind == "encoder" and task_class.causal else kind
     comparison = "faster than float32" if precision == "bf16" else "bf16 is not faster"
     resolved = [
-        ResolvedSetting("model", kind, f"default of {config.task}"),
+        ResolvedSetting("model", shown, f"default of {config.task}"),
         ResolvedSetting("accelerator", device_type, "the fastest that is available"),
         ResolvedSetting("precision", precision, f"{comparison} on this device"),
     ]

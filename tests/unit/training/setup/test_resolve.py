@@ -58,7 +58,7 @@ def test_summary_names_given_resolved_and_default_settings_in_the_order_of_field
         "  precision: float32",
         "settings resolved:",
         "  task: language_modeling (default)",
-        "  model: encoder (default of language_modeling)",
+        "  model: decoder (default of language_modeling)",
         "  lr: 0.001 (default of adamw)",
         "  weight_decay: 0.1 (default)",
         "  scheduler: cosine (default)",
