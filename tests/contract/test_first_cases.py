@@ -37,6 +37,9 @@ def covered(tmp_path):
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "measured.py").write_text("".join(map(FUNCTIONS.format, range(100))))
     (tmp_path / "test_some.py").write_text(TESTS)
+    (tmp_path / "contract").mkdir()
+    contract = "import measured\ndef test_contract():\n    assert measured.case_50() == 50\n"
+    (tmp_path / "contract" / "test_contract.py").write_text(contract)
 
     def run(*flags):
         """Numbers of the functions that coverage has seen in a run that passes."""
@@ -64,4 +67,4 @@ def test_first_cases_of_each_test_are_traced(covered):
 
 
 def test_all_cases_are_traced_without_the_option(covered):
-    assert covered() == [*range(36), 99]
+    assert covered() == [*range(36), 50, 99]
