@@ -8,15 +8,18 @@ from tests.kit import ROOT
 
 FILES = sorted((ROOT / "tests").rglob("*.py"))
 CALLS = {"raises", "warns", "fail", "gradcheck", "opcheck"}  # and what begins with `assert`
-FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+OTHERS = (*FUNCTIONS, ast.Lambda, ast.ClassDef)
 
 
 def own(function):
-    """A function's nodes in the order of its lines, without those of functions inside."""
-    for node in ast.iter_child_nodes(function):
-        if not isinstance(node, FUNCTIONS | ast.Lambda | ast.ClassDef):
-            yield node
-            yield from own(node)
+    """A function's nodes, without those of functions inside."""
+    pending = [function]
+    while pending:
+        for node in ast.iter_child_nodes(pending.pop()):
+            if not isinstance(node, OTHERS):
+                yield node
+                pending.append(node)
 
 
 def called(node):
@@ -26,9 +29,19 @@ def called(node):
     return getattr(node.func, "attr", None) or getattr(node.func, "id", "")
 
 
+def own_marks(function):
+    """Names of a function's own calls, and `assert` for a statement."""
+    for node in own(function):
+        if mark := "assert" if isinstance(node, ast.Assert) else called(node):
+            yield mark
+
+
+def comparing(mark, helpers):
+    return mark in helpers or mark.startswith("assert")
+
+
 def compares(node, helpers):
-    name = called(node)
-    return isinstance(node, ast.Assert) or name in helpers or name.startswith("assert")
+    return isinstance(node, ast.Assert) or comparing(called(node), helpers)
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +59,10 @@ def functions():
 def helpers(functions):
     """Names of functions that compare something, themselves or through others."""
     names, before = set(CALLS), -1
+    marks = [(function.name, list(own_marks(function))) for _, function in functions]
     while len(names) > before:
         before = len(names)
-        names |= {
-            function.name
-            for _, function in functions
-            if any(compares(node, names) for node in own(function))
-        }
+        names |= {name for name, several in marks if any(comparing(x, names) for x in several)}
     return {name for name in names if not name.startswith("test_")}
 
 
