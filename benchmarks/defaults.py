@@ -139,9 +139,11 @@ def table(runs, policy=DEFAULT_POLICY):
         if simple is not None:
             better = simple / result["mean"] if fact.get("lower") else result["mean"] / simple
             quotient = f"{better:.3f}"
+        seeds = result["seeds"]
+        spread = " (1 seed)" if seeds == 1 else f" ± {result['spread']:.4f} ({seeds} seeds)"
         lines.append(
-            f"| {name} | {fact['metric']} | {result['mean']:.4f} ± {result['spread']:.4f} "
-            f"({result['seeds']} seeds) | {'-' if simple is None else simple}: {fact['method']} | "
+            f"| {name} | {fact['metric']} | {result['mean']:.4f}{spread} | "
+            f"{'-' if simple is None else simple}: {fact['method']} | "
             f"{quotient} | {result['minutes']:.1f} |"
         )
     return "\n".join(lines)

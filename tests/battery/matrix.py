@@ -41,7 +41,7 @@ REFUSED = """\
 | trimming a full sliding-window cache | make it with kind='full' to trim it |
 | `parallel_residual` with other norms than `pre` | parallel_residual needs norms before the sub-layers |
 | `window_pattern`, `rotary_base_local` without a window | ... needs sliding_window |
-| `causal`, `input_dim`, `output_dim`, `token_types`, `parallel_residual` in a `Seq2SeqTransformer` | ... is for a Transformer |
+| `causal`, `output_dim`, `token_types`, `parallel_residual`, `wide_head` in a `Seq2SeqTransformer` | ... is for a Transformer |
 """
 
 

@@ -31,7 +31,7 @@ def add_arguments(parser: Any) -> None:
     """Adds the subcommands."""
     check = command_parser(
         "Print counts, lengths, labels, duplicates and invalid records of data files. Training "
-        "accepts files without invalid records. The exit code is 1 if there are any, else 0."
+        "accepts files without invalid records. The exit code is 1 for invalid records, else 0."
     )
     check.add_argument("files", type=str, nargs="+", help="training files or globs")
     check.add_argument(

@@ -20,8 +20,8 @@ DESCRIPTION = "Train a tokenizer."
 
 def add_arguments(parser: Any) -> None:
     """Adds the subcommands."""
-    train = command_parser("Train a tokenizer on the text of .jsonl and .txt files.")
-    train.add_argument("files", type=str, nargs="+", help="files or globs, optionally .gz or .zst")
+    train = command_parser("Train a tokenizer on the text of data files.")
+    train.add_argument("files", type=str, nargs="+", help="files or globs, in the formats of train")
     train.add_argument("--kind", type=str, default="bpe", help=", ".join(_tokenizer_kinds()))
     train.add_argument("--vocab_size", type=int | None, default=None, help="maximum number of ids")
     train.add_argument(

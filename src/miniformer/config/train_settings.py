@@ -86,8 +86,9 @@ class FieldSettings(StrictConfig):
             values, or labels with 1 for present; null: the field's name.
         text_field: column of the text of language_modeling and masked_lm; null: text.
         input_separator: text that joins several input fields, such as ' '; null: they stay a pair.
-        columns: names of the columns of .csv and .tsv files without a header, such as text,label;
-            null: the first row has the names.
+        columns: names of the columns of .csv and .tsv files without a header, such as text,label,
+            or of .conll files; null: the first row has the names, and columns of .conll are 1, 2,
+            and so on.
         delimiter: character between cells of .csv files; null: a comma, semicolon, tab or bar,
             whichever fits all rows; a tab in .tsv files.
         quoting: double: cells in double quotes may contain delimiters and line ends; none: quotes
@@ -127,7 +128,7 @@ class ModelSettings(StrictConfig):
             {"max_epochs": 40}; for classification and regression of texts; null: no pretraining.
         wide_head: on: a linear model of n-grams or of features of a series in addition to the
             Transformer, fitted before training, whose outputs are added in evaluation (data in
-            memory); off; auto: on for data of up to 5M tokens or numbers with validation data,
+            memory); off; auto: on for data of up to 5M tokens or vectors with validation data,
             without init_from and pretrain.
         transforms: transforms of the built model, such as [{"type": "lora", "rank": 8}] of a
             package that has it; with init_from, in addition to those of its model.
@@ -188,8 +189,8 @@ class OptimizationSettings(StrictConfig):
         accumulate_grad_batches: batches per optimizer step, equivalent to one large batch.
         ema_decay: EMA decay per optimizer step, such as 0.999. EMA weights are validated and saved.
             null: no EMA.
-        average_checkpoints: number of last validations whose averaged weights are evaluated at the
-            end, and saved if they are the best; null: no averaging.
+        average_checkpoints: number of the last validations whose averaged weights are evaluated at
+            the end, and saved if they are the best; null: no averaging.
         seed: seed of initial weights, data order and dropout.
         loss_terms: further terms of the objective, each with a weight (1), a name for its metrics
             (the type) and options, such as
@@ -267,7 +268,7 @@ class EvaluationSettings(StrictConfig):
             before the run ends: the learning rate decays to 0 in a short phase from the best model;
             null: 5, or three tenths of the validations so far if more; 0: no early stopping.
         sample_prompt: prompt that is continued at each validation; null: the start of a text of
-            val_path.
+            the validation data.
         folds: cross-validation: number of parts of the training data, with a run for each that
             validates on that part and trains on the others. Classes have the same shares in all
             parts, and records with equal inputs are in one. null: one run.
@@ -420,7 +421,7 @@ class OutputSettings(StrictConfig):
             max_steps; those that would make it another run are refused. auto: the newest unfinished
             run of this experiment_name, if its settings are the same, or else a new run.
         checkpoint_interval: optimizer steps between checkpoints for resuming; null: at each
-            validation, and as often as 2 % of the time allows.
+            validation, and in between as often as 2 % of the time allows.
         logger: tensorboard, csv, none, or wandb or mlflow, which need the extra of their name.
         callbacks: Lightning callbacks with their options, such as
             [{"type": "my_package.callbacks:EveryN", "n": 5}], by the name of a registered callback

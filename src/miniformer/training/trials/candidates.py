@@ -5,7 +5,7 @@
 | sources and targets                 | tokenizer                  | model_size                   |
 | texts with one output each          | tokenizer                  | pooling, dropout             |
 | texts with a wide head              | tokenizer                  |                              |
-| vectors                             | pooling                    | model_size, dropout          |
+| vectors without a wide head         | pooling                    | model_size, dropout          |
 | other texts                         |                            | model_size                   |
 
 Settings that are given are never tried. A short run of a Transformer adds nothing to a wide head,
