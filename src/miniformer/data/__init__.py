@@ -1,1 +1,1 @@
-"""From text files to batches: records, tokenizers, packing, the Lightning data module."""
+"""From data files to batches: records, tokenizers, packing, the Lightning data module."""

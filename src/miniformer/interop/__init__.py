@@ -1,1 +1,1 @@
-"""Import from and export to other programs: Hugging Face, lm-evaluation-harness."""
+"""Files of Hugging Face and llama.cpp (GGUF) in both directions; lm-evaluation-harness."""

@@ -1,1 +1,1 @@
-"""Automatic settings of a run: batch size, learning rate, memory, compilation."""
+"""Automatic settings of a run: defaults by data, batch size, learning rate, memory, compilation."""

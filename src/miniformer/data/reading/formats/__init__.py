@@ -1,1 +1,1 @@
-"""Formats of data files beside JSON lines and plain text."""
+"""Formats of data files other than JSON lines and plain text."""
