@@ -31,7 +31,7 @@ complete `--model_config '{...}'` replaces that of the recipe.
 Metrics are those of the test split, or of val if there is none: the mean over seeds ± the standard
 deviation; "one run" marks a single seed. Settings were selected on val. *Defaults*: the metric and
 minutes of a run without flags other than paths and task. Minutes are those of one complete run.
-`python benchmarks/quality.py RECIPE DATA --save` writes this page from
+`make bench-quality RECIPE=... DATA=...` writes this page from
 [quality.json](../benchmarks/results/quality.json), which has more details, and
 [recipes.yaml](../benchmarks/recipes.yaml).
 

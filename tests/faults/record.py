@@ -34,8 +34,8 @@ def recorded() -> dict[str, str]:
 
 def record(caught: Mapping[str, str], known: Sequence[str]) -> None:
     """Adds digests of caught faults to the record, and removes those of unknown faults."""
-    kept = {name: value for name, value in recorded().items() if name in set(known)}
-    text = json.dumps({**kept, **caught}, indent=0, sort_keys=True)
+    retained = {name: value for name, value in recorded().items() if name in set(known)}
+    text = json.dumps({**retained, **caught}, indent=0, sort_keys=True)
     CAUGHT.write_text(text + "\n", encoding="utf-8")
 
 
