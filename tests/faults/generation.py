@@ -248,13 +248,13 @@ def encoder_outputs_outlive_their_weights(original):
 # Slots.
 
 
-@fault("miniformer.generation.slots:SlotDecoder._insert")
+@fault("miniformer.generation.slot_engine:RowEngine._insert")
 def inserted_row_keeps_the_logits_of_its_predecessor(original):
     """The first token of an inserted sequence follows from the logits of the former row."""
 
-    def _insert(self, item, runtime, logits):
+    def _insert(self, prompt):
         before = self._logits
-        original(self, item, runtime, logits)
+        original(self, prompt)
         if len(before) == len(self._logits) and len(before) > 1:
             self._logits = before
 
@@ -282,28 +282,90 @@ def inserted_source_is_not_padded(original):
     return insert
 
 
-@fault("miniformer.runtime.native.decode_step:NativeRuntime.insert")
-def kernels_keep_the_tables_of_former_rows(original):
-    """The kernels decode inserted rows with the source and the rotation of their predecessors."""
+@fault("miniformer.runtime.native.slot_cache:SlotCache.begin")
+def slots_keep_the_source_of_their_last_sequence(original):
+    """A slot that is used again has the source and the rotation of its last sequence."""
 
-    def insert(self, rows, runtime):
-        struct, references = self._struct, self._references
-        original(self, rows, runtime)
-        self._struct, self._references = struct, references
+    def begin(self, slot, final_length, memory):
+        self.known = getattr(self, "known", set())
+        if slot not in self.known:
+            original(self, slot, final_length, memory)
+        self.known.add(slot)
 
-    return insert
+    return begin
 
 
-@fault("miniformer.generation.slots:SlotDecoder._advance")
+@fault("miniformer.generation.slot_engine:RowEngine._step")
 def full_cache_is_not_compacted(original):
     """Columns of finished rows are never used again."""
 
-    def _advance(self):
-        if self._runtime is not None:
-            self._runtime.compact = lambda finished: None
-        original(self)
+    def _step(self, tokens):
+        self._runtime.compact = lambda finished: None
+        original(self, tokens)
 
-    return _advance
+    return _step
+
+
+@fault("miniformer.runtime.native.slot_engine:NativeSlotEngine._longest_prefix")
+def prefix_is_matched_one_token_too_far(original):
+    """A slot takes over the key of a token that differs."""
+
+    def longest_prefix(self, prompt):
+        slot, length = original(self, prompt)
+        return slot, length + (slot >= 0 and length < len(prompt) - 1)
+
+    return longest_prefix
+
+
+@fault("miniformer.runtime.native.slot_cache:SlotCache.copy")
+def prefix_is_not_copied(original):
+    """A slot keeps the keys of its last sequence."""
+    return lambda self, source, target, length: None
+
+
+@fault("miniformer.runtime.native.slot_cache:SlotCache.run")
+def positions_continue_those_of_the_last_sequence(original):
+    """The position of a token is one too far in a slot that is used again."""
+
+    def run(self, ids, rows, columns, *others, **options):
+        self.most = getattr(self, "most", {})
+        shifted = []
+        for row, column in zip(rows, columns, strict=True):
+            again = column < self.most.get(row, 0)
+            shifted.append(min(column + again, self.capacity - 1))
+            self.most[row] = max(column, self.most.get(row, 0))
+        original(self, ids, rows, shifted, *others, **options)
+
+    return run
+
+
+@fault("miniformer.runtime.native.slot_cache:SlotCache.run")
+def sums_have_an_order_for_each_number_of_rows(original):
+    """A logit is off by a rounding error beside many others."""
+
+    def run(self, ids, rows, columns, outputs, logits, **options):
+        original(self, ids, rows, columns, outputs, logits, **options)
+        if len(ids) > 8:
+            logits[: len(outputs)] *= 1 + 2**-22
+
+    return run
+
+
+@fault("miniformer.runtime.native.slot_engine:_calls")
+def long_prompts_lose_what_a_call_cannot_take(original):
+    """Tokens beyond the first call are not read."""
+    return lambda parts: original(parts)[:1]
+
+
+@fault("miniformer.generation.slots:SlotDecoder._process")
+def a_failed_sequence_stops_the_others(original):
+    """An error of one sequence is raised in every case."""
+
+    def process(self, sequences, logits):
+        self.on_error = None
+        return original(self, sequences, logits)
+
+    return process
 
 
 # Beam search.

@@ -3,19 +3,22 @@
 from tests.faults import fault
 
 
-@fault("miniformer.generation.slot_sequence:PendingPrompt.advance")
-def prompts_skip_a_chunk(original):
-    """The second part of a prompt is not read."""
+@fault("miniformer.runtime.native.slot_engine:NativeSlotEngine._prompt_parts")
+def prompts_skip_a_token(original):
+    """The last token of a part of a prompt is not read."""
 
-    def advance(self):
-        if self._done == 1 and len(self._parts) > 2:
-            del self._parts[1]
-        return original(self)
+    def prompt_parts(self, tokens, limit):
+        parts = original(self, tokens, limit)
+        for index, count in parts:
+            if count > 1 and self._slots[index].num_cached:
+                del self._slots[index].ids[self._slots[index].num_cached]
+                return [(index, count - 1)]
+        return parts
 
-    return advance
+    return prompt_parts
 
 
-@fault("miniformer.generation.slots:SlotDecoder.start")
+@fault("miniformer.generation.slots:SlotDecoder.add")
 def copies_share_their_samples(original):
     """All continuations of a prompt draw the same numbers."""
     return lambda self, *args, **options: original(self, *args, **{**options, "copy": 0})
@@ -63,13 +66,13 @@ def messages_make_special_tokens(original):
     return encode
 
 
-@fault("miniformer.serving.worker:Worker._drop_cancelled")
+@fault("miniformer.serving.scheduling.worker:Worker._drop_cancelled")
 def cancelled_rows_go_on(original):
     """Sequences of clients that have left are decoded to their end."""
     return lambda self: None
 
 
-@fault("miniformer.serving.jobs:FairQueue.push")
+@fault("miniformer.serving.scheduling.jobs:FairQueue.push")
 def a_full_queue_takes_more(original):
     """The limit of the queue is ignored."""
 
@@ -80,7 +83,7 @@ def a_full_queue_takes_more(original):
     return push
 
 
-@fault("miniformer.serving.jobs:FairQueue.pop")
+@fault("miniformer.serving.scheduling.jobs:FairQueue.pop")
 def a_request_of_many_texts_keeps_its_turn(original):
     """Jobs come in the order of arrival."""
 
@@ -166,7 +169,7 @@ def names_of_models_may_repeat(original):
     return parse_names
 
 
-@fault("miniformer.serving.worker:num_slots")
+@fault("miniformer.serving.scheduling.worker:num_slots")
 def memory_does_not_limit_slots(original):
     """`memory` is ignored."""
     return lambda model_config, config: config.slots
@@ -247,3 +250,9 @@ def folders_do_not_name_models(original):
 def templates_are_not_read(original):
     """Every model is a base model."""
     return lambda self, model: None
+
+
+@fault("miniformer.serving.scheduling.pacing:PromptPacer.limit")
+def prompts_are_read_as_fast_as_they_can_be(original):
+    """The times of steps are ignored."""
+    return lambda self, num_running: self.most

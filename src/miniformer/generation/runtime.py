@@ -133,6 +133,16 @@ class Runtime(Protocol):
             finished: bool [R]; tokens of these rows are evicted. At least one row is unfinished.
         """
 
+    def slot_engine(self, last: Any, num_slots: int, capacity: int) -> Any:
+        """A `SlotEngine` with a fixed row of the cache for each slot; None: there is none.
+
+        Args:
+            last: engine to use again if its weights are those of the model, or None.
+            num_slots: number of slots.
+            capacity: columns of each slot.
+        """
+        return None
+
 
 def make_runtime(model: Any, memory: Sequence[Any], options: GenerationConfig) -> Runtime:
     """Creates the last registered runtime that accepts the model and options, or the plain one.

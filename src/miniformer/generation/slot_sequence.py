@@ -1,4 +1,4 @@
-"""Sequences of a `SlotDecoder`: their state, their prefill, and their tokens."""
+"""Sequences of a `SlotDecoder`: their state and their tokens."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig
 from miniformer.generation.logits_processors import Processor
 from miniformer.generation.loop import StopFn
-from miniformer.generation.runtime import Runtime
 
 
 class SlotToken(NamedTuple):
@@ -43,16 +41,17 @@ class SlotSequence:
     stop_fn: StopFn | None
     uniform: Tensor | None  # [max_new_tokens]; None: greedy
     prompt: list[int]
+    with_logprobs: bool
+    num_top: int
     tokens: list[int] = dataclasses.field(default_factory=list)  # new ones
     logprobs: list[float] = dataclasses.field(default_factory=list)
     finished: bool = False
-    num_top: int = 0
     top: list[tuple[int, float]] = dataclasses.field(default_factory=list)  # of the last token
 
     @property
-    def cached_length(self) -> int:
-        """Tokens in the cache: all but the last new one."""
-        return len(self.prompt) + max(0, len(self.tokens) - 1)
+    def final_length(self) -> int:
+        """Tokens of the prompt and most new tokens."""
+        return len(self.prompt) + self.options.max_new_tokens
 
     def add_token(self, token: int) -> None:
         """Appends a new token and finds out if it is the last."""
@@ -62,48 +61,3 @@ class SlotSequence:
             or len(self.tokens) == self.options.max_new_tokens
             or (self.stop_fn is not None and self.stop_fn(self.tokens))
         )
-
-
-class PendingPrompt:
-    """A prompt of a `SlotDecoder` whose prefill may be interrupted by steps of the others.
-
-    The parts do not depend on the other sequences, so that the logits do not either.
-
-    Args:
-        sequence: the sequence, which has no slot yet.
-        runtime: runtime of its own, without tokens.
-        ids: prompt, int [1, T].
-        capacity: columns of the cache.
-        chunk: tokens of a call of `advance`; None: all.
-
-    Attributes:
-        logits: of the token after the prompt, [1, V], once it is prefilled.
-    """
-
-    def __init__(
-        self,
-        sequence: SlotSequence,
-        runtime: Runtime,
-        ids: Tensor,
-        capacity: int,
-        chunk: int | None = None,
-    ) -> None:
-        self.sequence, self.runtime, self.capacity = sequence, runtime, capacity
-        self.logits = torch.empty(0)
-        self._parts = [*torch.split(ids, chunk or max(1, ids.shape[1]), dim=1)]
-        self._done = 0
-
-    @torch.inference_mode()
-    def advance(self) -> bool:
-        """Prefills a chunk; returns True once the whole prompt is prefilled."""
-        if self._done == len(self._parts):
-            return True
-        part = self._parts[self._done]
-        if self._done:
-            self.logits = self.runtime.append(part, last_only=True)[:, -1]
-        else:
-            later = sum(item.shape[1] for item in self._parts[1:])
-            new = later + self.sequence.options.max_new_tokens
-            self.logits = self.runtime.prefill(part, None, new, capacity=self.capacity)
-        self._done += 1
-        return self._done == len(self._parts)

@@ -1,16 +1,16 @@
 """Continuous batching: sequences join and leave a running decode.
 
-A `SlotDecoder` has a number of slots. `add` prefills a prompt alone and inserts its row into the
-cache of the others, `step` decodes a token of every sequence, and `remove` frees a slot. Each
+A `SlotDecoder` has a number of slots. `add` gives a sequence a slot, `step` reads its prompt beside
+the decoding of the others and decodes a token of every sequence, and `remove` frees a slot. Each
 sequence has its own options and gets the tokens that it would get alone.
 
-Letters: R rows of the runtime, each with a sequence or free; V vocabulary.
+Letters: V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,18 +32,20 @@ from miniformer.generation.logits_processors import (
     check_finite,
 )
 from miniformer.generation.loop import StopFn, token_logprobs
-from miniformer.generation.runtime import Runtime, make_runtime
+from miniformer.generation.runtime import make_runtime
 from miniformer.generation.sampling import row_uniforms, sample_next_token
-from miniformer.generation.slot_sequence import PendingPrompt, SlotSequence, SlotToken
+from miniformer.generation.slot_engine import RowEngine, SlotEngine
+from miniformer.generation.slot_sequence import SlotSequence, SlotToken
 
 _RUNTIME_OPTIONS = ("weight_dtype", "cache_kind", "cuda_graph")  # equal for all sequences
-_MIN_WASTED_COLUMNS = 32  # of a cache that is compacted before it is full
+ErrorFn = Callable[[int, UserError], None]  # slot of a sequence, why it cannot continue
 
 
 class SlotDecoder:
     """Decodes up to `num_slots` sequences at once, which come and go at any time.
 
-    Not for use from several threads at once.
+    Not for use from several threads at once. The decoding kernels give a sequence the same tokens
+    whatever the others are, bit for bit; other runtimes, up to rounding.
 
     Args:
         model: causal Transformer or Seq2SeqTransformer in eval mode.
@@ -51,9 +53,11 @@ class SlotDecoder:
             those of all sequences.
         num_slots: maximum number of sequences at once.
         capacity: maximum length of a prompt with its new tokens; None: `max_seq_len`. The cache has
-            this many columns for each row.
+            this many columns for each slot.
         return_logprobs: compute log-probabilities.
         encoder_cache: encoder outputs, of sources that come again; None: each one is encoded.
+        on_error: called for a sequence that cannot continue, which is then finished; the others
+            are not affected. None: `step` raises the error.
 
     Raises:
         UserError: the model is in training mode, or a size is invalid.
@@ -68,11 +72,13 @@ class SlotDecoder:
         capacity: int | None = None,
         return_logprobs: bool = False,
         encoder_cache: EncoderCache | None = None,
+        on_error: ErrorFn | None = None,
     ) -> None:
         max_seq_len = model.config.max_seq_len
         self.model, self.options = model, options or GenerationConfig()
         self.num_slots, self.capacity = num_slots, capacity or max_seq_len
         self.return_logprobs, self.encoder_cache = return_logprobs, encoder_cache
+        self.on_error = on_error
         if any(module.training for module in model.modules()):
             raise UserError(
                 "a model in training mode cannot be decoded in slots; call eval() on it"
@@ -83,11 +89,9 @@ class SlotDecoder:
             raise UserError(
                 f"capacity must be from 1 to max_seq_len={max_seq_len}, not {self.capacity}"
             )
+        self.num_read = 0  # prompt tokens of the last step
         self._sequences: dict[int, SlotSequence] = {}  # by slot
-        self._rows: list[SlotSequence | None] = []  # of the runtime; None or finished: free
-        self._runtime: Runtime | None = None  # None: no unfinished sequence
-        self._logits = torch.empty(0)  # of the next token, [R, V]
-        self._next: Tensor | None = None  # new tokens that are not in the cache yet, int [R]
+        self._engine: SlotEngine | None = None  # made for the first sequence
 
     @property
     def num_free(self) -> int:
@@ -98,6 +102,16 @@ class SlotDecoder:
     def num_unfinished(self) -> int:
         """Number of sequences that `step` continues."""
         return sum(not item.finished for item in self._sequences.values())
+
+    @property
+    def num_decoding(self) -> int:
+        """Number of sequences that have a token and get the next one in a step."""
+        return sum(bool(x.tokens) and not x.finished for x in self._sequences.values())
+
+    @property
+    def num_reused(self) -> int:
+        """Prompt tokens so far that were not read, since another prompt began with them."""
+        return 0 if self._engine is None else self._engine.num_reused
 
     @torch.inference_mode()
     def add(
@@ -110,8 +124,9 @@ class SlotDecoder:
         processors: Sequence[Processor] = (),
         stop_fn: StopFn | None = None,
         num_top: int = 0,
+        with_logprobs: bool = True,
     ) -> int:
-        """Prefills a prompt, and inserts it between the steps of the others.
+        """Gives a sequence a slot; the next steps read its prompt.
 
         Args:
             inputs: prompt, or for an encoder-decoder model prompt and source.
@@ -121,40 +136,13 @@ class SlotDecoder:
             processors: custom processors; see `miniformer.generation.logits_processors`.
             stop_fn: stop condition on the new tokens, in addition to EOS.
             num_top: number of most likely tokens to return with each token.
+            with_logprobs: compute log-probabilities if the decoder does.
 
         Returns:
             The slot, from 0 to `num_slots` - 1.
 
         Raises:
             UserError: no slot is free, or see `Transformer.generate`.
-        """
-        prompt = self.start(
-            inputs, options, index=index, copy=copy, processors=processors, stop_fn=stop_fn,
-            num_top=num_top,
-        )  # fmt: skip
-        return self.insert(prompt)
-
-    @torch.inference_mode()
-    def start(
-        self,
-        inputs: GenerationInput | Sequence[int],
-        options: GenerationConfig | None = None,
-        *,
-        index: int = 0,
-        copy: int = 0,
-        processors: Sequence[Processor] = (),
-        stop_fn: StopFn | None = None,
-        num_top: int = 0,
-        chunk: int | None = None,
-    ) -> PendingPrompt:
-        """Begins the prefill of a prompt, which `PendingPrompt.advance` and `insert` continue.
-
-        Args:
-            inputs, options, index, copy, processors, stop_fn, num_top: see `add`.
-            chunk: prompt tokens of a call of `advance`; None: all.
-
-        Raises:
-            UserError: see `add`.
         """
         options = self.options if options is None else options
         item = inputs if isinstance(inputs, GenerationInput) else GenerationInput(inputs)
@@ -164,57 +152,55 @@ class SlotDecoder:
         all_processors = build_processors(options, batch.ids.shape[1], processors)
         batch = batch.to(next(self.model.parameters()).device)
         memory = encode_sources(self.model, batch, self.encoder_cache)
-        runtime = make_runtime(self.model, memory, options)
         uniform = row_uniforms(options, [(index, copy)], batch.ids.device)
         sequence = SlotSequence(
             -1, options, all_processors, stop_fn, None if uniform is None else uniform[0],
-            batch.ids[0].tolist(), num_top=num_top,
+            batch.ids[0].tolist(), self.return_logprobs and with_logprobs, num_top,
         )  # fmt: skip
-        return PendingPrompt(sequence, runtime, batch.ids, self.capacity, chunk)
-
-    @torch.inference_mode()
-    def insert(self, prompt: PendingPrompt) -> int:
-        """Completes the prefill of a prompt, and inserts it between the steps of the others.
-
-        Returns:
-            The slot, from 0 to `num_slots` - 1.
-
-        Raises:
-            UserError: no slot is free.
-        """
-        self._require_free()
-        while not prompt.advance():
-            pass
-        sequence = prompt.sequence
-        sequence.slot = next(n for n in range(self.num_slots) if n not in self._sequences)
-        self._advance()
-        self._insert(sequence, prompt.runtime, prompt.logits)
+        if not self._sequences:  # the weights may have changed
+            self._engine = self._make_engine()
+        assert self._engine is not None
+        free = [slot for slot in range(self.num_slots) if slot not in self._sequences]
+        sequence.slot = self._engine.begin(sequence, memory, free)
         self._sequences[sequence.slot] = sequence
         return sequence.slot
 
     @torch.inference_mode()
-    def step(self) -> list[SlotToken]:
-        """Decodes the next token of each unfinished sequence; returns them by slot.
+    def step(self, max_prompt_tokens: int | None = None) -> list[SlotToken]:
+        """Decodes the next token of each unfinished sequence whose prompt is read.
+
+        Args:
+            max_prompt_tokens: most tokens of prompts to read in this step, so that the others do
+                not wait long; None: all.
+
+        Returns:
+            The tokens by slot.
 
         Raises:
-            UserError: logits are not finite, or no token is allowed.
+            UserError: logits are not finite, or no token is allowed, without `on_error`.
         """
-        self._advance()
-        unfinished = self._unfinished_rows()
-        if self._runtime is None or not unfinished:
+        unfinished = [item for item in self._sequences.values() if not item.finished]
+        if self._engine is None or not unfinished:
             return []
-        rows, sequences = [*unfinished], [*unfinished.values()]
-        logits = self._logits if len(rows) == len(self._logits) else self._logits[rows]
-        with self._runtime.exclusive_threads():
-            token, logprobs = self._sample(sequences, logits)
-        self._next = torch.zeros(len(self._logits), dtype=torch.long, device=token.device)
-        self._next[rows] = token
+        running = {item.slot: item.tokens[-1] for item in unfinished if item.tokens}
+        before = self._engine.num_read
+        slots, logits = self._engine.advance(running, max_prompt_tokens)
+        self.num_read = self._engine.num_read - before
+        if not slots:
+            return []
+        sequences = [self._sequences[slot] for slot in slots]
+        with self._engine.exclusive_threads():
+            processed, failed = self._process(sequences, logits)
+            if failed:
+                rows = [row for row in range(len(slots)) if row not in failed]
+                sequences = [sequences[row] for row in rows]
+                logits, processed = logits[rows], processed[rows]
+            tokens = self._sample(sequences, logits, processed) if sequences else []
         steps = []
-        for n, (item, new) in enumerate(zip(sequences, token.tolist(), strict=True)):
-            item.add_token(new)
-            item.logprobs += logprobs[n : n + 1]
-            logprob = item.logprobs[-1] if logprobs else None
-            steps.append(SlotToken(item.slot, new, logprob, item.finished, item.top))
+        for item, token in zip(sequences, tokens, strict=True):
+            item.add_token(token)
+            logprob = item.logprobs[-1] if item.with_logprobs else None
+            steps.append(SlotToken(item.slot, token, logprob, item.finished, item.top))
         return sorted(steps)
 
     def remove(self, slot: int) -> GenerationOutput:
@@ -227,11 +213,22 @@ class SlotDecoder:
             raise UserError(f"slot {slot} is free; in use: {sorted(self._sequences) or 'none'}")
         item = self._sequences.pop(slot)
         item.finished = True
+        assert self._engine is not None
+        self._engine.remove(slot)
         return GenerationOutput.from_tokens(item.tokens, item.logprobs, item.options.eos_token_ids)
+
+    def _make_engine(self) -> SlotEngine:
+        """The engine for new sequences: the last one while its weights are those of the model."""
+        runtime = make_runtime(self.model, [], self.options)
+        engine: SlotEngine | None = runtime.slot_engine(self._engine, self.num_slots, self.capacity)
+        return engine or RowEngine(self.model, self.options, self.num_slots, self.capacity)
 
     def _check(self, length: int, options: GenerationConfig) -> None:
         """Raises UserError for a prompt of `length` tokens that no slot can take."""
-        self._require_free()
+        if not self.num_free:
+            raise UserError(
+                f"all {self.num_slots} slots are in use; remove a sequence, or raise num_slots"
+            )
         for name in ("num_beams", "num_return_sequences"):
             require_single(options, name, "decoded in slots")
         if options.context_shift:
@@ -246,100 +243,54 @@ class SlotDecoder:
                 f"the capacity of {self.capacity}; shorten one, or raise the capacity"
             )
 
-    def _require_free(self) -> None:
-        if not self.num_free:
-            raise UserError(
-                f"all {self.num_slots} slots are in use; remove a sequence, or raise num_slots"
-            )
-
-    def _insert(self, item: SlotSequence, runtime: Runtime, logits: Tensor) -> None:
-        """Gives a sequence a row; `runtime` and `logits`, [1, V], are those after its prefill."""
-        if self._runtime is None:
-            self._runtime, self._rows, self._logits = runtime, [item], logits
-            return
-        num_rows, unfinished = len(self._rows), self._unfinished_rows()
-        if len(unfinished) == num_rows:  # doubled, so that a row is rarely copied
-            copies = range(num_rows, min(2 * num_rows, self.num_slots))
-            self._select([*range(num_rows), *(num_rows - 1 for _ in copies)])
-            self._rows[num_rows:] = [None for _ in copies]
-        row = next(n for n in range(len(self._rows)) if n not in unfinished)
-        index = torch.tensor([row], device=logits.device)
-        self._runtime.insert(index, runtime)
-        self._rows[row] = item
-        self._logits = self._logits.index_copy(0, index, logits.to(self._logits.dtype))
-
-    def _advance(self) -> None:
-        """Appends the new tokens to the cache, and computes the next logits."""
-        if self._next is None or self._runtime is None:
-            return
-        unfinished = self._unfinished_rows()
-        if not unfinished:
-            self._runtime, self._next, self._rows = None, None, []
-            return
-        tokens, self._next = self._next, None
-        if len(unfinished) <= len(self._rows) // 4:
-            tokens = tokens[[*unfinished]]
-            self._select([*unfinished])
-            unfinished = self._unfinished_rows()
-        longest = max(item.cached_length for item in unfinished.values())
-        wasted = self._runtime.num_columns - longest
-        if self._runtime.is_full or wasted > longest + _MIN_WASTED_COLUMNS:
-            finished = torch.ones(len(self._rows), dtype=torch.bool, device=tokens.device)
-            finished[[*unfinished]] = False
-            self._runtime.compact(finished)
-        self._logits = self._runtime.step(tokens)
-
-    def _unfinished_rows(self) -> dict[int, SlotSequence]:
-        """Unfinished sequences by their rows, in ascending order."""
-        return {
-            row: item
-            for row, item in enumerate(self._rows)
-            if item is not None and not item.finished
-        }
-
-    def _select(self, rows: list[int]) -> None:
-        """Selects rows of the runtime, which may repeat."""
-        assert self._runtime is not None
-        index = torch.tensor(rows, device=self._logits.device)
-        self._runtime.select(index)
-        self._logits, self._rows = self._logits[index], [self._rows[row] for row in rows]
-
-    @staticmethod
-    def _set_top(sequences: Sequence[SlotSequence], logits: Tensor) -> None:
-        """Sets the most likely tokens of the sequences that ask for them; `logits`: [rows, V]."""
-        for row, item in enumerate(sequences):
-            if item.num_top:
-                values, ids = logits[row].float().log_softmax(-1).topk(item.num_top)
-                item.top = [*zip(ids.tolist(), values.tolist(), strict=True)]
-
-    def _sample(
+    def _process(
         self, sequences: Sequence[SlotSequence], logits: Tensor
-    ) -> tuple[Tensor, list[float]]:
-        """Samples a token of each sequence, int [rows]; also returns log-probabilities, if any.
-
-        Args:
-            sequences: unfinished sequences.
-            logits: their logits, [rows, V].
-        """
-        assert self._runtime is not None
-        self._set_top(sequences, logits)
-        step = 1 + max(len(item.tokens) for item in sequences)
-        is_greedy = all(item.uniform is None and not item.processors for item in sequences)
-        if is_greedy and self._runtime.fuses_top_logprobs:
-            top, token = (x[:, 0] for x in self._runtime.top_logprobs(logits, 1))
-            check_finite(top, step)
-            return token, top.tolist() if self.return_logprobs else []
-        check_finite(logits.amax(-1), step)
-        processed, groups = logits, defaultdict[Any, list[int]](list)
+    ) -> tuple[Tensor, set[int]]:
+        """Applies the processors; returns the logits, and rows that cannot continue."""
+        maxima, processed, failed = logits.amax(-1), logits, set()
+        is_finite = bool(maxima.isfinite().all())
         for row, item in enumerate(sequences):
-            if item.processors:
+            try:
+                if not is_finite:
+                    check_finite(maxima[row], 1 + len(item.tokens))
+                if not item.processors:
+                    continue
                 tokens = torch.tensor([item.prompt + item.tokens], device=logits.device)
                 changed = apply_processors(
                     item.processors, tokens, logits[row : row + 1], 1 + len(item.tokens)
                 )
-                if processed is logits:
-                    processed = logits.float().clone()
-                processed[row] = changed[0]
+            except UserError as error:
+                if self.on_error is None:
+                    raise
+                item.finished = True
+                failed.add(row)
+                self.on_error(item.slot, error)
+                continue
+            if processed is logits:
+                processed = logits.float().clone()
+            processed[row] = changed[0]
+        return processed, failed
+
+    def _sample(
+        self, sequences: Sequence[SlotSequence], logits: Tensor, processed: Tensor
+    ) -> list[int]:
+        """Samples a token of each sequence, and sets their log-probabilities and top tokens.
+
+        Args:
+            sequences: unfinished sequences.
+            logits: their logits, [n, V].
+            processed: the same after the processors.
+        """
+        assert self._engine is not None
+        self._set_top(sequences, logits)
+        greedy = all(item.uniform is None and not item.processors for item in sequences)
+        if greedy and self._engine.fuses_top_logprobs:
+            logprobs, ids = (x[:, 0].tolist() for x in self._engine.top_logprobs(logits, 1))
+            for item, logprob in zip(sequences, logprobs, strict=True):
+                item.logprobs += [logprob] * item.with_logprobs
+            return list(ids)
+        groups = defaultdict[Any, list[int]](list)
+        for row, item in enumerate(sequences):
             options = item.options
             groups[options.temperature, options.top_k, options.top_p, options.min_p].append(row)
         token = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
@@ -352,4 +303,16 @@ class SlotDecoder:
             uniform = torch.stack(numbers) if numbers else None
             options = sequences[rows[0]].options
             token[rows] = sample_next_token(processed[rows], options, uniform)
-        return token, token_logprobs(logits, token) if self.return_logprobs else []
+        rows = [row for row, item in enumerate(sequences) if item.with_logprobs]
+        if rows:
+            for row, logprob in zip(rows, token_logprobs(logits[rows], token[rows]), strict=True):
+                sequences[row].logprobs.append(logprob)
+        return list(token.tolist())
+
+    @staticmethod
+    def _set_top(sequences: Sequence[SlotSequence], logits: Tensor) -> None:
+        """Sets the most likely tokens of the sequences that ask for them; `logits`: [n, V]."""
+        for row, item in enumerate(sequences):
+            if item.num_top:
+                values, ids = logits[row].float().log_softmax(-1).topk(item.num_top)
+                item.top = [*zip(ids.tolist(), values.tolist(), strict=True)]

@@ -27,7 +27,7 @@ class ServeConfig(StrictConfig):
         queue: sequences that wait for a slot, and requests of other tasks; more are refused with
             status 429.
         timeout: seconds after which a request is ended.
-        prefill_chunk: prompt tokens that are read between two steps of the running sequences.
+        prefill_chunk: most prompt tokens that a step reads beside running sequences.
         threads: CPU threads of torch; null: those that torch chooses.
         max_tokens: most new tokens of a sequence; null: what the context holds.
         max_body: largest body of a request, such as 1MB.

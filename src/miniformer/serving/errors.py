@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from miniformer.config import UserError
-from miniformer.serving.worker import QueueFull
+from miniformer.serving.scheduling.worker import QueueFull
 
 
 class ApiError(Exception):

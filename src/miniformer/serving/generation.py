@@ -13,8 +13,16 @@ from miniformer.generation.api import GenerationInput
 from miniformer.generation.detokenizer import StopStringChecker, StreamingDetokenizer
 from miniformer.generation.logits_processors import Processor
 from miniformer.serving.errors import ApiError
-from miniformer.serving.jobs import Failure, Job, Mailbox, Sequence, Token, next_request
 from miniformer.serving.models import ServedModel
+from miniformer.serving.scheduling.jobs import (
+    Failure,
+    Job,
+    Mailbox,
+    Sequence,
+    Token,
+    Tokens,
+    next_request,
+)
 from miniformer.tasks.common.text_generation import make_constraints, token_options
 
 _POLL_SECONDS = 0.2  # between checks whether the client has left
@@ -49,39 +57,49 @@ class Delta:
     Args:
         choice: index of the choice.
         text: stable text since the last delta.
-        token: the token of this step; None: it ends the text and is no part of it.
+        num_tokens: its tokens, EOS included.
+        tokens: the tokens without EOS, if log-probabilities are asked for.
         finish_reason: stop or length; None: more text follows.
     """
 
     choice: int
     text: str
-    token: TokenText | None
+    num_tokens: int
+    tokens: list[TokenText]
     finish_reason: str | None
 
 
 class _Choice:
     """State of a choice in the event loop."""
 
-    def __init__(self, index: int, tokenizer: Any, options: GenerationConfig) -> None:
+    def __init__(
+        self, index: int, tokenizer: Any, options: GenerationConfig, with_logprobs: bool
+    ) -> None:
         self.index, self.tokenizer, self.options = index, tokenizer, options
+        self.with_logprobs = with_logprobs
         self.detokenizer = StreamingDetokenizer(
             tokenizer.decode, options.stop_strings or [], tokenizer.stable_length
         )
 
-    def add(self, event: Token) -> Delta:
-        """The delta of a token."""
-        is_eos = event.token in self.options.eos_token_ids
-        if is_eos:
-            return Delta(self.index, self.detokenizer.flush(), None, "stop")
-        text = self.detokenizer.add_token(event.token)
-        reason = None
-        if event.finished:
+    def add(self, tokens: list[Token]) -> Delta:
+        """The delta of tokens."""
+        finished, is_eos = tokens[-1].finished, tokens[-1].token in self.options.eos_token_ids
+        real = tokens[:-1] if is_eos else tokens
+        text, reason = "", None
+        if len(real) > 1 and finished:  # a whole answer needs no text of its beginning
+            self.detokenizer.tokens += [item.token for item in real]
+        else:
+            text = "".join(self.detokenizer.add_token(item.token) for item in real)
+        if finished:
             text += self.detokenizer.flush()
-            is_stop = self.detokenizer.finished
-            reason = "stop" if is_stop else "length"
-        top = [(token_name(self.tokenizer, token), token, logprob) for token, logprob in event.top]
-        name = token_name(self.tokenizer, event.token)
-        return Delta(self.index, text, TokenText(event.token, name, event.logprob, top), reason)
+            reason = "stop" if is_eos or self.detokenizer.finished else "length"
+        named = [self._token_text(item) for item in real] if self.with_logprobs else []
+        return Delta(self.index, text, len(tokens), named, reason)
+
+    def _token_text(self, token: Token) -> TokenText:
+        top = [(token_name(self.tokenizer, item), item, value) for item, value in token.top]
+        name = token_name(self.tokenizer, token.token)
+        return TokenText(token.token, name, token.logprob, top)
 
 
 def token_name(tokenizer: Any, token: int) -> str:
@@ -124,7 +142,7 @@ async def generate(
     options: GenerationConfig,
     *,
     copies: int,
-    num_top: int,
+    num_top: int | None,
     processors: tuple[Processor, ...],
     timeout: float,
     disconnected: Disconnected | None,
@@ -138,7 +156,7 @@ async def generate(
         inputs: prompts.
         options: decoding options.
         copies: continuations of each prompt.
-        num_top: most likely tokens of each step.
+        num_top: most likely tokens of each step; None: no log-probabilities either.
         processors: further logits processors.
         timeout: seconds for all of it.
         disconnected: returns True once the client has left; None: the response is cancelled then.
@@ -157,8 +175,9 @@ async def generate(
             sequence = Sequence(
                 request, mailbox, item, token_options(options), number, copy,
                 (*processors, *constraints), stop if options.stop_strings else None, num_top,
+                is_streamed=disconnected is None,
             )  # fmt: skip
-            choices[sequence] = _Choice(len(choices), tokenizer, options)
+            choices[sequence] = _Choice(len(choices), tokenizer, options, num_top is not None)
             sequences.append(sequence)
     metrics, start = model.worker.metrics, time.monotonic()
     prompt_tokens = sum(len(item.input_ids) for item in inputs)
@@ -175,18 +194,20 @@ async def generate(
                     raise ClientLeft
                 next_poll = now + _POLL_SECONDS
             try:
-                job, event = await mailbox.next(next_poll - now)
+                events = await mailbox.take(next_poll - now)
             except TimeoutError:
                 continue
-            if isinstance(event, Failure):
-                raise event.error
-            if is_first:
-                metrics.server.first_token.labels(model.name).observe(time.monotonic() - start)
-                is_first = False
-            delta = choices[job].add(event)
-            if event.finished:
-                unfinished.discard(job)
-            yield delta
+            for job, event in events:
+                if isinstance(event, Failure):
+                    raise event.error
+                assert isinstance(event, Tokens)
+                if is_first:
+                    seconds = time.monotonic() - start
+                    metrics.server.first_token.labels(model.name).observe(seconds)
+                    is_first = False
+                if event.tokens[-1].finished:
+                    unfinished.discard(job)
+                yield choices[job].add(event.tokens)
     finally:
         if unfinished:
             metrics.server.cancelled.labels(model.name).inc()

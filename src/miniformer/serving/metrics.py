@@ -14,6 +14,9 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "finished requests", "path", "status")
         self.prompt_tokens = self._counter("prompt_tokens", "tokens of prompts", "model")
+        self.reused = self._counter(
+            "reused_prompt_tokens", "prompt tokens that another prompt began with", "model"
+        )
         self.new_tokens = self._counter("generated_tokens", "generated tokens", "model")
         self.cancelled = self._counter("cancelled_requests", "requests whose client left", "model")
         self.queue = self._gauge("queue", "jobs that wait")
@@ -56,6 +59,10 @@ class Metrics:
         """Sets the number of waiting jobs and of slots in use."""
         self.server.queue.labels(self.model).set(waiting)
         self.server.slots.labels(self.model).set(running)
+
+    def count_reused(self, num_tokens: int) -> None:
+        """Counts prompt tokens that were not read, since another prompt began with them."""
+        self.server.reused.labels(self.model).inc(num_tokens)
 
     def count_step(self, num_tokens: int, seconds: float) -> None:
         """Counts a step of all running sequences."""

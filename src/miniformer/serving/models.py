@@ -12,7 +12,7 @@ from miniformer.config.command_line import resolve_model
 from miniformer.serving.config import ServeConfig
 from miniformer.serving.errors import ApiError
 from miniformer.serving.metrics import ServerMetrics
-from miniformer.serving.worker import Worker, generates_text
+from miniformer.serving.scheduling.worker import Worker, generates_text
 
 
 class ServedModel:

@@ -14,6 +14,7 @@ from miniformer.config import UserError
 from miniformer.serving.config import ServeConfig, require_packages
 
 _STOP_SECONDS = 10.0  # for running requests after SIGTERM
+_SWITCH_SECONDS = 0.0005  # a worker whose step is done waits for the event loop no longer than this
 
 
 def serve(models: Any, config: ServeConfig | None = None, **settings: Any) -> None:
@@ -45,6 +46,7 @@ def _serve(named: Mapping[str, Any], config: ServeConfig, listener: socket.socke
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     metrics = ServerMetrics()
     loaded = load_models(named, config, metrics)

@@ -16,9 +16,9 @@ from miniformer.generation.api import GenerationInput
 from miniformer.serving.config import ServeConfig
 from miniformer.serving.errors import ApiError
 from miniformer.serving.generation import ClientLeft, encode_prompts, wrong_task
-from miniformer.serving.jobs import Call, Failure, Mailbox, next_request
 from miniformer.serving.metrics import ServerMetrics
 from miniformer.serving.models import Models, ServedModel
+from miniformer.serving.scheduling.jobs import Call, Failure, Mailbox, next_request
 
 logger = logging.getLogger("miniformer.serving")
 _POLL_SECONDS = 0.2
@@ -104,7 +104,7 @@ async def run_call(
             if remaining <= 0:
                 raise TimeoutError
             try:
-                _, event = await mailbox.next(min(remaining, _POLL_SECONDS))
+                ((_, event),) = await mailbox.take(min(remaining, _POLL_SECONDS))
             except TimeoutError:
                 if await request.is_disconnected():
                     raise ClientLeft from None

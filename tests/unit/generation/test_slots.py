@@ -136,9 +136,12 @@ def test_sequences_join_and_leave(name, options):
 @pytest.mark.catches("full_cache_is_not_compacted")
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("rotary", {}), ("ring", {"cache_kind": "window"}), ("seq2seq", {"cache_kind": "int8"})],
+    [
+        ("rotary", {"cache_kind": "full"}), ("ring", {"cache_kind": "window"}),
+        ("seq2seq", {"cache_kind": "int8"}),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_decode_goes_on_after_the_cache_is_full(name, options, monkeypatch):
     """Columns of finished rows are used again, while the others continue."""
     arrivals, columns, compact = Arrivals(name, 0, 3, **options), [], PlainRuntime.compact
@@ -161,18 +164,18 @@ def test_decode_goes_on_after_the_cache_is_full(name, options, monkeypatch):
 
 def test_rows_follow_the_number_of_sequences():
     """One sequence among many slots costs the steps of one row."""
-    arrivals = Arrivals("rotary", 0, 8)
+    arrivals = Arrivals("rotary", 0, 8, cache_kind="full")
     slots = [arrivals.add(2, 16 if number == 5 else 3, number) for number in range(7)]
     assert slots == [*range(7)]
-    assert len(arrivals.decoder._rows) == 8
+    arrivals.step()
+    assert len(arrivals.decoder._engine._rows) == 8
     for _ in range(5):
         arrivals.step()
-    assert len(arrivals.decoder._rows) == 1
+    assert len(arrivals.decoder._engine._rows) == 1
     assert arrivals.decoder.num_unfinished <= 1
     while arrivals.decoder.num_unfinished:
         arrivals.step()
     assert arrivals.decoder.step() == []
-    assert arrivals.decoder._runtime is None
     assert arrivals.decoder.num_free == 1
     arrivals.remove(3)
     assert arrivals.add(2, 3, 9) == 3

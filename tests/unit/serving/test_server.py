@@ -129,9 +129,9 @@ def slow_down(models, seconds=0.06):
     model.pipeline.generation = model.pipeline.generation.override({"eos_id": None})
     step = decoder.step
 
-    def slow_step():
+    def slow_step(limit):
         time.sleep(seconds)
-        return step()
+        return step(limit)
 
     decoder.step = slow_step
 
@@ -229,7 +229,7 @@ def test_a_taken_port_is_one_message(tmp_path):
 
 @pytest.mark.catches("a_request_of_many_texts_keeps_its_turn")
 def test_requests_of_many_texts_take_turns():
-    from miniformer.serving.jobs import FairQueue, Job
+    from miniformer.serving.scheduling.jobs import FairQueue, Job
 
     queue = FairQueue(6)
     many, single = [Job(1, None) for _ in range(3)], Job(2, None)
@@ -254,7 +254,7 @@ def test_models_are_named_after_their_folders():
 @pytest.mark.catches("memory_does_not_limit_slots")
 def test_memory_limits_the_slots():
     from miniformer.serving.config import ServeConfig
-    from miniformer.serving.worker import num_slots
+    from miniformer.serving.scheduling.worker import num_slots
 
     config = language_model().model.config  # 2 layers, keys and values of 32 numbers, 128 columns
     size = 2 * 2 * 32 * 4 * 128

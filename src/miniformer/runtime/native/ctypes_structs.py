@@ -77,7 +77,7 @@ class Step(Structure):
         *_fields(c_int32, "num_outputs padding"),
         *_fields(c_void_p, "tokens positions rows token_columns output_tokens key_positions"),
         *_fields(c_void_p, "vectors cosines sines bias key_rows keys values"),
-        *_fields(c_void_p, "source_keys source_values source_mask logits work"),
+        *_fields(c_void_p, "source_keys source_values source_mask source_lengths logits work"),
     ]
 
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig
-from miniformer.generation.runtime import PlainRuntime, Runtime
+from miniformer.generation.runtime import PlainRuntime
 from miniformer.runtime.native import ctypes_structs as c
 from miniformer.runtime.native.engine import Engine, get_engine
+from miniformer.runtime.native.slot_engine import NativeSlotEngine
 from miniformer.runtime.native.threads import single_openmp_thread
 
 _PREFILL_CHUNK = 256  # prompt tokens per call
@@ -154,16 +155,11 @@ class NativeRuntime(PlainRuntime):
         columns = self._key_rows[:, : self.cache.length]
         columns.copy_(columns[rows])
 
-    def insert(self, rows: Tensor, runtime: Runtime) -> None:
-        """Implements `Runtime.insert`."""
-        self.materialize_cache()
-        super().insert(rows, runtime)
-        self._struct = None
-
-    def compact(self, finished: Tensor) -> None:
-        """Implements `Runtime.compact`."""
-        self.materialize_cache()
-        super().compact(finished)
+    def slot_engine(self, last: Any, num_slots: int, capacity: int) -> Any:
+        """Implements `Runtime.slot_engine`."""
+        if getattr(last, "engine", None) is self.engine:
+            return last
+        return NativeSlotEngine(self.engine, self.model, num_slots, capacity)
 
     def materialize_cache(self) -> None:
         """Copies keys and values so that each row of the cache contains its own."""

@@ -56,6 +56,12 @@ inline bool is_nonfinite(float x) {
     return (bits & 0x7f800000) == 0x7f800000;
 }
 
+inline bool is_nan(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return (bits & 0x7fffffff) > 0x7f800000;
+}
+
 // Quantizes to int8 with a scale per GROUP; a group with a non-finite value gets the scale NaN. `shifts`, if not null:
 // -128 times the sum of each group.
 void quantize(const float* x, int64_t n, int8_t* q, float* scales, int32_t* shifts = nullptr) {

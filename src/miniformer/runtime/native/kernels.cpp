@@ -58,13 +58,14 @@ struct Step {
     const float* vectors;          // [N, D], added to embeddings; null: none
     const float* const* cosines;   // per table: [B or 1, length, rotary_dim / 2]
     const float* const* sines;
-    const float* bias;             // [B or 1, H, S]; null: none
+    const float* bias;             // [N or 1, H, S]; null: none
     const int32_t* key_rows;       // [B, C], row that stores key and value of a column; null: the same row
     float* const* keys;            // per layer: [B, K, C, E]
     float* const* values;
     const float* const* source_keys;    // per layer: [sources, K, source_columns, E]
     const float* const* source_values;
     const uint8_t* source_mask;    // [sources, source_columns]; null: all are real
+    const int32_t* source_lengths; // [B], columns of the source of each row of the cache; null: see rows_per_source
     float* logits;                 // [N or num_outputs, V]
     float* work;
 };
@@ -310,8 +311,10 @@ class Runner {
             const int64_t b = at / m.heads, head = at % m.heads, group = head / (m.heads / m.kv_heads);
             float* query = qkv + b * q + head * E;
             if (a.norm_per_head) normalize(a.q_norm, query, query, E);
-            const int64_t source = b / s.rows_per_source, base = (source * m.kv_heads + group) * s.source_columns * E;
-            attend_query(a, query, s.source_keys[index] + base, s.source_values[index] + base, nullptr, 0, s.source_columns,
+            const int64_t source = s.source_lengths ? row_of(b) : b / s.rows_per_source;
+            const int64_t base = (source * m.kv_heads + group) * s.source_columns * E;
+            const int columns = s.source_lengths ? s.source_lengths[source] : s.source_columns;
+            attend_query(a, query, s.source_keys[index] + base, s.source_values[index] + base, nullptr, 0, columns,
                 buffers[t].scores.data(), attention_out + b * q + head * E, head,
                 [&](int c) { return !s.source_mask || s.source_mask[source * s.source_columns + c]; }, nullptr);
         }
@@ -336,8 +339,9 @@ class Runner {
             if (!visible(c)) scores[c] = -INFINITY;
             max_score = std::max(max_score, scores[c]);
         }
-        if (max_score == -INFINITY) {
-            std::fill_n(out, E, 0.0f);
+        if (max_score == -INFINITY) {  // no key is visible, or no score is a number
+            const bool invalid = std::any_of(scores, scores + columns, [](float score) { return is_nan(score); });
+            std::fill_n(out, E, invalid ? NAN : 0.0f);
             return;
         }
         float sum = a.has_sinks ? fast_exp(a.sinks[head] - max_score) : 0.0f;

@@ -74,30 +74,23 @@ inline void in_register(Lanes& x) {
 }
 inline void store(float* to, Lanes values) { std::memcpy(to, &values, sizeof(values)); }
 
-// Product of a panel with N inputs of n values: out[N, PANEL]. Prefetches the panel `next`.
+// Product of a panel with N inputs of n values: out[N, PANEL]. Prefetches the panel `next`. A sum has one order for every N,
+// so that the output of an input does not depend on the inputs beside it.
 template <int N, class W> void panel(const W* w, const W* next, const float* x, int n, float* out) {
-    constexpr int PARTS = PANEL / LANES, UNROLL = N * PARTS < 3 ? 4 : N * PARTS < 8 ? 2 : 1;  // enough independent sums
-    Lanes sums[UNROLL][N][PARTS] = {};
-    int i = 0;
-    for (; i + UNROLL <= n; i += UNROLL)
-        for (int u = 0; u < UNROLL; u++) {
-            Lanes part[PARTS];
-            if (N > 2) __builtin_prefetch(next + (int64_t)(i + u) * PANEL);
-            for (int p = 0; p < PARTS; p++) {
-                part[p] = load(w + (int64_t)(i + u) * PANEL + p * LANES);
-                in_register(part[p]);
-            }
-            for (int b = 0; b < N; b++)
-                for (int p = 0; p < PARTS; p++) sums[u][b][p] += part[p] * x[(int64_t)b * n + i + u];
-        }
-    for (; i < n; i++)
-        for (int b = 0; b < N; b++)
-            for (int p = 0; p < PARTS; p++) sums[0][b][p] += load(w + (int64_t)i * PANEL + p * LANES) * x[(int64_t)b * n + i];
-    for (int b = 0; b < N; b++)
+    constexpr int PARTS = PANEL / LANES;
+    Lanes sums[N][PARTS] = {};
+    for (int i = 0; i < n; i++) {
+        Lanes part[PARTS];
+        if (N > 2) __builtin_prefetch(next + (int64_t)i * PANEL);
         for (int p = 0; p < PARTS; p++) {
-            for (int u = 1; u < UNROLL; u++) sums[0][b][p] += sums[u][b][p];
-            store(out + b * PANEL + p * LANES, sums[0][b][p]);
+            part[p] = load(w + (int64_t)i * PANEL + p * LANES);
+            in_register(part[p]);
         }
+        for (int b = 0; b < N; b++)
+            for (int p = 0; p < PARTS; p++) sums[b][p] += part[p] * x[(int64_t)b * n + i];
+    }
+    for (int b = 0; b < N; b++)
+        for (int p = 0; p < PARTS; p++) store(out + b * PANEL + p * LANES, sums[b][p]);
 }
 
 // Product of an int8 or int4 panel: integer sums within a group, which are then scaled. The instructions multiply

@@ -29,9 +29,8 @@ class Collected:
     def add(self, delta: Delta) -> None:
         """Appends a delta."""
         self.text += delta.text
-        self.num_tokens += 1
-        if delta.token is not None:
-            self.tokens.append(delta.token)
+        self.num_tokens += delta.num_tokens
+        self.tokens += delta.tokens
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
 

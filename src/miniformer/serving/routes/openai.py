@@ -86,7 +86,7 @@ async def complete(body: CompletionBody, request: Request) -> Any:
 
     answer = _Answer(
         state, model, body, request, inputs, header("text_completion", "cmpl", model.name), choice,
-        num_top=body.logprobs or 0, first=lambda index: _text_choice(index, texts[index // body.n]),
+        num_top=body.logprobs, first=lambda index: _text_choice(index, texts[index // body.n]),
     )  # fmt: skip
     return await answer.respond(asked)
 
@@ -118,7 +118,7 @@ async def chat(body: ChatBody, request: Request) -> Any:
 
     answer = _Answer(
         state, model, body, request, inputs, header(kind, "chatcmpl", model.name), choice,
-        num_top=body.top_logprobs or 0, first=_role_choice,
+        num_top=(body.top_logprobs or 0) if body.logprobs else None, first=_role_choice,
     )  # fmt: skip
     return await answer.respond(asked)
 
@@ -197,7 +197,7 @@ class _Answer:
         inputs: prompts.
         head: first fields of the answer.
         choice: makes a choice of collected deltas; `final` is False in a stream.
-        num_top: most likely tokens of each step.
+        num_top: most likely tokens of each step; None: no log-probabilities.
         first: makes the first choice of a stream, by index; None: there is none.
     """
 
@@ -211,7 +211,7 @@ class _Answer:
         head: dict[str, Any],
         choice: Callable[..., dict[str, Any]],
         *,
-        num_top: int,
+        num_top: int | None,
         first: Callable[[int], dict[str, Any] | None],
     ) -> None:
         self.state, self.model, self.body, self.request = state, model, body, request
@@ -267,7 +267,7 @@ class _Answer:
                     yield _event({**self.head, "choices": [choice], **extra})
             delta: Delta | None = first
             while delta is not None:
-                new_tokens += 1
+                new_tokens += delta.num_tokens
                 item = Collected()
                 item.add(delta)
                 if delta.text or delta.finish_reason or item.tokens:

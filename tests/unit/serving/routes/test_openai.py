@@ -17,7 +17,7 @@ def expected(pipeline, prompt, **options):
     return pipeline.generate(prompt, max_new_tokens=12, **{"temperature": 0.0, **options})
 
 
-@pytest.mark.catches("prompts_skip_a_chunk")
+@pytest.mark.catches("prompts_skip_a_token")
 def test_a_greedy_completion_is_that_of_the_pipeline_alone_and_among_others(client, pipelines):
     want = [expected(pipelines["lm"], prompt) for prompt in PROMPTS]
 

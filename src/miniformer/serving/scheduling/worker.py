@@ -1,7 +1,7 @@
 """Worker: the thread of a model.
 
-It alternates between parts of a prompt, a step of all running sequences, and calls of other tasks,
-so that none of them waits long for another.
+It alternates between a step of all running sequences, which also reads parts of prompts, and calls
+of other tasks, so that none of them waits long for another.
 """
 
 from __future__ import annotations
@@ -12,11 +12,21 @@ from typing import Any
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
-from miniformer.generation.slot_sequence import PendingPrompt
 from miniformer.generation.slots import SlotDecoder
 from miniformer.serving.config import ServeConfig
-from miniformer.serving.jobs import Call, Failure, FairQueue, Job, Result, Sequence, Token
 from miniformer.serving.metrics import Metrics
+from miniformer.serving.scheduling.jobs import (
+    Call,
+    Failure,
+    FairQueue,
+    Job,
+    Result,
+    Sequence,
+    Token,
+    Tokens,
+    post,
+)
+from miniformer.serving.scheduling.pacing import PromptPacer
 from miniformer.tasks.common.text_generation import TextGenerationTask
 from miniformer.utils.units import parse_bytes
 
@@ -40,8 +50,8 @@ class Worker:
         self._changed = threading.Condition()
         self._stopping = False
         self._decoder: SlotDecoder | None = None
-        self._pending: tuple[Sequence, PendingPrompt] | None = None
         self._running: dict[int, Sequence] = {}  # by slot
+        self._pacer, self._num_reused = PromptPacer(config.prefill_chunk), 0
         self._thread = threading.Thread(target=self._run, name="miniformer-worker", daemon=True)
 
     def start(self) -> None:
@@ -52,8 +62,11 @@ class Worker:
             self._decoder = SlotDecoder(
                 pipeline.model.eval(),
                 options,
-                num_slots=num_slots(pipeline.model.config, self.config),
+                num_slots=num_slots(
+                    pipeline.model.config, self.config, hasattr(pipeline.model, "decoder")
+                ),
                 return_logprobs=True,
+                on_error=self._fail,
             )
         self._thread.start()
 
@@ -95,8 +108,7 @@ class Worker:
 
     def _all_jobs(self) -> list[Job]:
         waiting = [*iter(self._sequences.pop, None), *iter(self._calls.pop, None)]
-        pending = [] if self._pending is None else [self._pending[0]]
-        return [*waiting, *pending, *self._running.values()]
+        return [*waiting, *self._running.values()]
 
     def _run(self) -> None:
         while True:
@@ -107,25 +119,28 @@ class Worker:
                     self.metrics.set_load(0, 0)
                     self._changed.wait()
                 call = self._calls.pop()
-                if self._pending is None and self._has_free_slot():
-                    job = self._sequences.pop()
-                else:
-                    job = None
-                self.metrics.set_load(len(self._sequences) + len(self._calls), len(self._running))
-            self._drop_cancelled()
+                self._drop_cancelled()
+                jobs = [*self._next_sequences()]
+                waiting = len(self._sequences) + len(self._calls)
             if isinstance(call, Call):
                 self._call(call)
-            if isinstance(job, Sequence):
+            for job in jobs:
                 self._begin(job)
-            self._prefill()
+            self.metrics.set_load(waiting, len(self._running))
             self._step()
 
     def _has_work(self) -> bool:
-        waiting = len(self._sequences) + len(self._calls)
-        return bool(waiting or self._pending is not None or self._running)
+        return bool(len(self._sequences) + len(self._calls) or self._running)
 
-    def _has_free_slot(self) -> bool:
-        return self._decoder is not None and self._decoder.num_free > 0
+    def _next_sequences(self) -> list[Sequence]:
+        """Waiting sequences for the free slots; one at a time if their sources are encoded."""
+        if self._decoder is None:
+            return []
+        count = self._decoder.num_free
+        if hasattr(self.pipeline.model, "decoder"):
+            count = min(count, 1)
+        jobs = (self._sequences.pop() for _ in range(count))
+        return [job for job in jobs if isinstance(job, Sequence)]
 
     def _call(self, job: Call) -> None:
         try:
@@ -136,47 +151,49 @@ class Worker:
     def _begin(self, job: Sequence) -> None:
         assert self._decoder is not None
         try:
-            prompt = self._decoder.start(
+            slot = self._decoder.add(
                 job.inputs, job.options, index=job.index, copy=job.copy,
-                processors=job.processors, stop_fn=job.stop_fn, num_top=job.num_top,
-                chunk=self.config.prefill_chunk,
+                processors=job.processors, stop_fn=job.stop_fn, num_top=job.num_top or 0,
+                with_logprobs=job.num_top is not None,
             )  # fmt: skip
         except Exception as error:
             job.send(Failure(error))
         else:
-            self._pending = job, prompt
-
-    def _prefill(self) -> None:
-        """Reads a part of the pending prompt; the sequence joins the others after the last one."""
-        if self._pending is None:
-            return
-        job, prompt = self._pending
-        assert self._decoder is not None
-        try:
-            if prompt.advance():
-                self._pending = None
-                self._running[self._decoder.insert(prompt)] = job
-        except Exception as error:
-            self._pending = None
-            job.send(Failure(error))
+            self._running[slot] = job
+            reused = self._decoder.num_reused
+            self.metrics.count_reused(max(0, reused - self._num_reused))
+            self._num_reused = reused
 
     def _step(self) -> None:
+        """Decodes a token of each sequence, reads parts of prompts, and sends what is new."""
         if not self._running:
             return
         assert self._decoder is not None
         start = time.perf_counter()
+        limit = self._pacer.limit(self._decoder.num_decoding)
         try:
-            steps = self._decoder.step()
-        except Exception as error:  # of all sequences, such as logits that are not finite
+            steps = self._decoder.step(limit)
+        except Exception as error:  # of all sequences
             for slot in [*self._running]:
                 self._leave(slot).send(Failure(error))
             return
-        self.metrics.count_step(len(steps), time.perf_counter() - start)
-        for step in steps:
-            job = self._running[step.slot]
-            if step.finished:
-                self._leave(step.slot)
-            job.send(Token(step.token, step.logprob or 0.0, step.finished, step.top))
+        seconds = time.perf_counter() - start
+        self._pacer.record(self._decoder.num_read, len(steps), seconds)
+        self.metrics.count_step(len(steps), seconds)
+        events = list[tuple[Job, Any]]()
+        for slot, token, logprob, finished, top in steps:
+            job = self._running[slot]
+            if finished:
+                self._leave(slot)
+            job.tokens.append(Token(token, logprob or 0.0, finished, top))
+            if finished or job.is_streamed:
+                events.append((job, Tokens(job.tokens)))
+                job.tokens = []
+        post(events)
+
+    def _fail(self, slot: int, error: UserError) -> None:
+        """Ends a sequence that cannot continue."""
+        self._leave(slot).send(Failure(error))
 
     def _leave(self, slot: int) -> Sequence:
         assert self._decoder is not None
@@ -184,8 +201,6 @@ class Worker:
         return self._running.pop(slot)
 
     def _drop_cancelled(self) -> None:
-        if self._pending is not None and self._pending[0].cancelled:
-            self._pending = None
         for slot, job in [*self._running.items()]:
             if job.cancelled:
                 self._leave(slot)
@@ -196,8 +211,12 @@ def generates_text(pipeline: Pipeline) -> bool:
     return isinstance(pipeline.task, TextGenerationTask) and pipeline.tokenizer is not None
 
 
-def num_slots(model_config: Any, config: ServeConfig) -> int:
+def num_slots(model_config: Any, config: ServeConfig, has_source: bool = False) -> int:
     """Slots whose keys and values fit the memory, at most those of the settings.
+
+    Args:
+        model_config, config: of the model, and of the server.
+        has_source: keys and values of a source are stored, too.
 
     Raises:
         UserError: not one slot fits.
@@ -205,8 +224,10 @@ def num_slots(model_config: Any, config: ServeConfig) -> int:
     layers = model_config.n_decoder_layers or model_config.n_layers
     width = 2 * model_config.kv_heads * model_config.head_width * 4  # float32
     size = int(layers * width * model_config.max_seq_len)
+    if has_source:
+        size *= 2
     fitting = (parse_bytes(config.memory) or 0) // size
-    if fitting < 2:  # a prompt that is prefilled has a cache of its own
+    if fitting < 2:  # without the kernels, a prompt that is read has a cache of its own
         raise UserError(
             f"memory={config.memory} holds less than two sequences of {size / 1e6:,.0f} MB; raise "
             "memory"

@@ -20,12 +20,18 @@ _numbers = itertools.count()
 
 
 class Token(NamedTuple):
-    """Event of a new token; `top` has the most likely tokens with their log-probabilities."""
+    """A new token; `top` has the most likely tokens with their log-probabilities."""
 
     token: int
     logprob: float
     finished: bool
     top: list[tuple[int, float]]
+
+
+class Tokens(NamedTuple):
+    """Event of the new tokens since the last event of a sequence."""
+
+    tokens: list[Token]
 
 
 class Result(NamedTuple):
@@ -41,24 +47,49 @@ class Failure(NamedTuple):
 
 
 class Mailbox:
-    """Queue of the events of a request: filled by the worker's thread, read by the event loop."""
+    """Events of a request: filled by the worker's thread, read by the event loop."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+        self._events: list[tuple[Job, Any]] = []
+        self._filled = asyncio.Event()
 
     def send(self, job: Job, event: Any) -> None:
         """Appends an event, from any thread; nothing if the loop has ended."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (job, event))
+        post([(job, event)])
 
-    async def next(self, seconds: float) -> tuple[Job, Any]:
-        """The next event with its job.
+    def put(self, job: Job, event: Any) -> None:
+        """Appends an event, in the thread of the loop."""
+        self._events.append((job, event))
+        self._filled.set()
+
+    async def take(self, seconds: float) -> list[tuple[Job, Any]]:
+        """The events since the last call, with their jobs.
 
         Raises:
             TimeoutError: there is none within `seconds`.
         """
-        return await asyncio.wait_for(self._queue.get(), seconds)
+        if not self._events:
+            self._filled.clear()
+            async with asyncio.timeout(seconds):
+                await self._filled.wait()
+        events, self._events = self._events, []
+        return events
+
+
+def post(events: list[tuple[Job, Any]]) -> None:
+    """Sends events of several jobs to their mailboxes; wakes each event loop once."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[Job, Any]]] = {}
+    for job, event in events:
+        loops.setdefault(job.mailbox.loop, []).append((job, event))
+    for loop, own in loops.items():
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(_deliver, own)
+
+
+def _deliver(events: list[tuple[Job, Any]]) -> None:
+    for job, event in events:
+        job.mailbox.put(job, event)
 
 
 @dataclasses.dataclass(eq=False)
@@ -88,10 +119,13 @@ class Job:
 
 @dataclasses.dataclass(eq=False)
 class Sequence(Job):
-    """A text to generate; its events are `Token`s.
+    """A text to generate; its events are `Tokens`.
 
     Args:
-        inputs, options, index, copy, processors, stop_fn, num_top: see `SlotDecoder.add`.
+        inputs, options, index, copy, processors, stop_fn: see `SlotDecoder.add`.
+        num_top: number of most likely tokens of each step; None: no log-probabilities either.
+        is_streamed: tokens are sent as they come; otherwise all of them at the end.
+        tokens: tokens that have not been sent, in the thread of the worker.
     """
 
     inputs: GenerationInput
@@ -100,7 +134,9 @@ class Sequence(Job):
     copy: int = 0
     processors: tuple[Processor, ...] = ()
     stop_fn: StopFn | None = None
-    num_top: int = 0
+    num_top: int | None = None
+    is_streamed: bool = True
+    tokens: list[Token] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(eq=False)

@@ -1,0 +1,1 @@
+"""Scheduling: jobs of requests, and the thread of a model that runs them."""
