@@ -19,7 +19,7 @@ help:
 	@echo "make check   all checks of CI: format, lint, types, imports, tests, coverage, seeded faults"
 	@echo "make faults  seed faults and check that the tests catch each one"
 	@echo "make slow    checks before a release, about two hours: real loggers and lm-eval, mutations, ..."
-	@echo "make exports tests of AOTInductor with C++, OpenVINO, ExecuTorch: 12 minutes"
+	@echo "make exports tests of AOTInductor with C++, OpenVINO, ExecuTorch, TVM: 15 minutes"
 	@echo "make bench-quality RECIPE=... DATA=...   train a recipe with three seeds and record its metrics"
 	@echo "make bench-generate   tokens a second, compared with other libraries"
 	@echo "make bench-export     speed of exported ONNX folders"
@@ -75,7 +75,7 @@ slow: setup
 
 # Runtimes of exported files, each in an environment of its own where packages exclude each other.
 exports: setup
-	$(BIN)/python -m tests.slow exports executorch
+	$(BIN)/python -m tests.slow exports executorch tvm
 
 # The test command of the README, in two processes, with a minimum of coverage (see tests/first_cases.py).
 coverage: setup weights

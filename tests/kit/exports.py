@@ -7,6 +7,7 @@ from torch.utils import _pytree as pytree
 
 from miniformer.exporters.onnx import bundle
 from miniformer.exporters.onnx.runner import run
+from miniformer.exporters.onnx.session import OnnxModel
 from miniformer.exporters.programs import make_programs
 from miniformer.exporters.source import read_source
 
@@ -26,6 +27,14 @@ class TorchGraph:
         pairs = zip(program.inputs, self.examples, strict=True)
         self.inputs = {name: SimpleNamespace(name=name, shape=x.shape) for name, x in pairs}
 
+    def get_inputs(self):
+        """Names and shapes of the inputs, as a session of onnxruntime has them."""
+        return [*self.inputs.values()]
+
+    def get_outputs(self):
+        """Names of the outputs, as a session of onnxruntime has them."""
+        return [SimpleNamespace(name=name) for name in self.program.outputs]
+
     @torch.inference_mode()
     def run(self, feeds):
         """Maps inputs to outputs by name."""
@@ -33,6 +42,23 @@ class TorchGraph:
         given = [torch.as_tensor(feeds[name]).to(example.dtype) for name, example in pairs]
         outputs = self.program.view(*pytree.tree_unflatten(given, self.structure))
         return dict(zip(self.program.outputs, pytree.tree_leaves(outputs), strict=True))
+
+
+class TorchSession(TorchGraph):
+    """Stand-in of a session of onnxruntime."""
+
+    def run(self, names, feeds):
+        """Maps inputs by name to outputs in the order of their names."""
+        outputs = super().run(feeds)
+        return [outputs[name].numpy() for name in names]
+
+
+def torch_model(source):
+    """An `OnnxModel` of a source whose graphs are stand-ins."""
+    graphs = OnnxModel.__new__(OnnxModel)
+    graphs.config = source.config
+    graphs.sessions = {program.name: TorchSession(program) for program in make_programs(source)}
+    return graphs
 
 
 def write_folder(pipeline, folder):

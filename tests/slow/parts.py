@@ -142,6 +142,19 @@ PARTS = (
         ("executorch",),
     ),
     Part(
+        "tvm",
+        (*_PYTEST, "tests/unit/exporters/compiled/test_tvm.py"),
+        (
+            "src/miniformer/exporters/compiled/*.py",
+            "src/miniformer/exporters/programs.py",
+            "src/miniformer/model/cache/static_view.py",
+            "tests/unit/exporters/compiled/conftest.py",
+            "tests/unit/exporters/compiled/test_tvm.py",
+        ),
+        3,
+        ("apache-tvm",),
+    ),
+    Part(
         "onnx_battery",
         (*_PYTEST, "tests/slow/check_onnx_battery.py"),
         (

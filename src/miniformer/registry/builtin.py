@@ -239,6 +239,7 @@ KINDS: dict[str, Kind] = {
             "openvino": "miniformer.exporters.compiled.destinations:export_openvino",
             "gguf": "miniformer.exporters.gguf:export_gguf",
             "executorch": "miniformer.exporters.compiled.destinations:export_executorch",
+            "tvm": "miniformer.exporters.compiled.destinations:export_tvm",
         },
     ),
 }

@@ -29,8 +29,7 @@ def export_pt2(directory: Path, out: str, *, verify: bool = True) -> str:
 @destination(_ALL_KINDS, runtime="AOTInductor: C++ with libtorch, or torch, on this processor type")
 def export_aoti(directory: Path, out: str, *, verify: bool = True) -> str:
     """Writes compiled programs, and a C++ program that calls them."""
-    if not any(map(shutil.which, ("g++", "clang++"))):
-        raise UserError("to: aoti compiles C++ and needs g++ or clang++; neither was found")
+    _check_compiler("aoti compiles C++")
     from miniformer.exporters.compiled.aoti import FORMAT
     from miniformer.exporters.compiled.write import write_programs
 
@@ -44,6 +43,21 @@ def export_openvino(directory: Path, out: str, *, verify: bool = True) -> str:
     from miniformer.exporters.compiled.write import write_programs
 
     return write_programs(FORMAT, directory, Path(out), verify=verify)
+
+
+@destination(_ALL_KINDS, runtime="TVM, on this processor type", extra="tvm", packages=("tvm",))
+def export_tvm(directory: Path, out: str, *, verify: bool = True) -> str:
+    """Writes libraries of TVM."""
+    _check_compiler("tvm links libraries")
+    from miniformer.exporters.compiled.tvm import FORMAT
+    from miniformer.exporters.compiled.write import write_programs
+
+    return write_programs(FORMAT, directory, Path(out), verify=verify)
+
+
+def _check_compiler(purpose: str) -> None:
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError(f"to: {purpose} and needs g++ or clang++; neither was found")
 
 
 @destination(

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from miniformer.config import UserError
+from miniformer.exporters.onnx.attention import translations
 from miniformer.exporters.onnx.initializers import save_model, share_tied_head
 from miniformer.exporters.programs import Program, make_programs
 from miniformer.exporters.source import Source
@@ -43,6 +44,7 @@ def write_graph(program: Program, path: Path) -> None:
             exported = torch.onnx.export(
                 program.view.export(), dynamo=True, opset_version=OPSET,
                 input_names=program.inputs, output_names=program.outputs,
+                custom_translation_table=translations(),
             )  # fmt: skip
         except Exception as error:  # of torch.export or of the conversion, of many types
             reason = str(error).strip().partition("\n")[0]

@@ -8,9 +8,26 @@ from miniformer import UserError, cli
 from miniformer.exporters.bench import child, measure
 from tests.kit import tiny_model
 
+# A process that measures nothing: it prints what `child.py` prints.
+CHILD = """
+import json, sys
+kind, path, workload = sys.argv[1:]
+if path.endswith("broken"):
+    sys.exit("no such runtime")
+name = "token_ms" if path.endswith("decoder") else "classification_ms"
+print("first", flush=True)
+print(json.dumps({"memory_mb": 200.0, name: sum(json.loads(workload))}))
+"""
+
+
+@pytest.fixture
+def measured_by_a_script(tmp_path, monkeypatch):
+    (tmp_path / "child.py").write_text(CHILD)
+    monkeypatch.setattr(measure, "_CHILD", tmp_path / "child.py")
+
 
 @pytest.mark.catches("bench_results_are_not_stored", "size_is_that_of_the_folder_entry")
-def test_export_bench_of_model_directories(tmp_path, monkeypatch, capsys):
+def test_export_bench_of_model_directories(tmp_path, monkeypatch, capsys, measured_by_a_script):
     tiny_model(n_layers=1).save_pretrained(tmp_path / "decoder")
     tiny_model(n_layers=1, causal=False).save_pretrained(tmp_path / "encoder")
     monkeypatch.chdir(tmp_path)
@@ -24,12 +41,32 @@ def test_export_bench_of_model_directories(tmp_path, monkeypatch, capsys):
     decoder, encoder = json.loads((tmp_path / "results.json").read_text())
     files = (tmp_path / "decoder").iterdir()
     assert decoder["size_mb"] == pytest.approx(sum(x.stat().st_size for x in files) / 1e6)
-    assert "classification_ms" not in decoder
-    assert "token_ms" not in encoder
-    for result, name in ((decoder, "token_ms"), (encoder, "classification_ms")):
-        assert 1 < result["first_s"] < 60  # of a process that imports torch
-        assert 0.01 < result[name] < 500
-        assert 100 < result["memory_mb"] < 2000
+    assert (decoder["token_ms"], encoder["classification_ms"]) == (20, 20)
+    for result in (decoder, encoder):
+        assert 0 < result["first_s"] < 60
+        assert result["memory_mb"] == 200
+
+
+def test_child_generates_and_classifies(tmp_path):
+    model = tiny_model(n_layers=1)
+    model.save_pretrained(tmp_path / "decoder")
+    tiny_model(n_layers=1, causal=False).save_pretrained(tmp_path / "encoder")
+    decoder = child.Miniformer(str(tmp_path / "decoder"), 0)
+    assert decoder.is_decoder
+    assert [*decoder.tokens([3, 1, 4], 5)] == model.generate([[3, 1, 4]], 5, temperature=0)[0][3:]
+    encoder = child.Miniformer(str(tmp_path / "encoder"), 0)
+    assert not encoder.is_decoder
+    encoder.classify([3, 1, 4])
+    assert 100 < child.peak_memory() < 20_000
+
+
+@pytest.mark.slow
+def test_a_process_measures_a_model(tmp_path):
+    tiny_model(n_layers=1).save_pretrained(tmp_path / "decoder")
+    (result,) = measure.measure_all([str(tmp_path / "decoder")], measure.Workload(4, 3, 1), 1)
+    assert 1 < result["first_s"] < 120  # of a process that imports torch
+    assert 0.01 < result["token_ms"] < 500
+    assert 100 < result["memory_mb"] < 2000
 
 
 def test_rounds_are_interleaved_and_medians_shown(tmp_path, monkeypatch):
@@ -52,15 +89,16 @@ def test_rounds_are_interleaved_and_medians_shown(tmp_path, monkeypatch):
 
 
 @pytest.mark.catches("runtime_errors_are_hidden")
-def test_export_bench_refuses_what_it_cannot_measure(tmp_path, capsys):
+def test_export_bench_refuses_what_it_cannot_measure(tmp_path, capsys, measured_by_a_script):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "export.json").write_text('{"to": "executorch"}')
     with pytest.raises(UserError, match="out: files of executorch are measured"):
         measure.find_kind(str(folder))
-    (folder / "export.json").write_text('{"to": "pt2", "files": {"decoder": "none.pt2"}}')
-    assert cli.main(["export-bench", str(folder), "--rounds", "1"]) == 2
-    assert "out: cannot be measured: " in capsys.readouterr().err
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "export.json").write_text('{"to": "pt2"}')
+    assert cli.main(["export-bench", str(tmp_path / "broken"), "--rounds", "1"]) == 2
+    assert "broken: cannot be measured: no such runtime" in capsys.readouterr().err
     (folder / "export.json").write_text("[")
     with pytest.raises(UserError, match=r"export\.json: damaged"):
         measure.find_kind(str(folder))

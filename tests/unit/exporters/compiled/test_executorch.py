@@ -34,12 +34,18 @@ def test_sizes_that_the_model_does_not_take_are_refused(directories, tmp_path, o
 
 
 @pytest.mark.catches("executorch_has_other_limits")
-def test_limits_are_stored_and_bound_the_program(directories):
+def test_limits_are_stored_and_bound_the_program(directories, monkeypatch):
     form = make_format(3, 8)
     assert form.limits == {"batch": 3, "length": 8}
+    calls = []
+    monkeypatch.setattr(
+        torch.export, "export", lambda *arguments, dynamic_shapes, **_: calls.append(dynamic_shapes)
+    )
     (program,) = make_programs(read_source(directories / "classifier"))
-    ranges = form.export(program).range_constraints.values()
-    assert sorted((int(r.lower), int(r.upper)) for r in ranges) == [(1, 3), (1, 8)]
+    form.export(program)
+    (((ids, mask),),) = calls
+    assert ids == mask
+    assert [(ids[axis].min, ids[axis].max) for axis in (0, 1)] == [(1, 3), (1, 8)]
 
 
 @pytest.fixture(scope="module")

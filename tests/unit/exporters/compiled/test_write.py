@@ -1,5 +1,6 @@
 """Folders of programs: complete or absent, compared or not, and the messages."""
 
+import json
 import warnings
 
 import pytest
@@ -97,6 +98,18 @@ def test_export_that_fails_leaves_nothing(command, tmp_path, monkeypatch, error,
     assert message in text
     assert "Traceback" not in text
     assert names(tmp_path) == ["model"]
+
+
+def test_folder_has_names_and_tokenizer(directories, tmp_path):
+    export_text(directories / "classifier", tmp_path / "out", verify=False)
+    assert names(tmp_path / "out") == [
+        "export.json", "model.txt", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert about["names"] == {
+        "model": {"inputs": ["input_ids", "attention_mask"], "outputs": ["logits"]}
+    }
+    assert about["task"]["classes"] == ["a", "b"]
 
 
 def test_export_overwrites_nothing(command, tmp_path):

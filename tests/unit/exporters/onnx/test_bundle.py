@@ -1,98 +1,15 @@
-"""Exported folders in onnxruntime: `run.py` without torch and this package gives the same texts."""
+"""Files of exported folders."""
 
 import json
 import sys
 
 import pytest
 
-import miniformer
-from miniformer import Pipeline, Seq2SeqTransformer, Tokenizer
+from miniformer import Pipeline, Tokenizer
 from miniformer.exporters.onnx import bundle
-from miniformer.exporters.onnx.runner import run
 from miniformer.tasks.classification import Classification
-from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.tasks.seq2seq import Seq2Seq
-from tests.kit import ROOT, VERSE, run_python, tiny_model
+from tests.kit import ROOT, VERSE, tiny_model
 from tests.kit.exports import write_folder
-
-# Runs a program in a process in which torch and this package cannot be imported.
-WITHOUT = """
-import runpy, sys
-for name in ("torch", "miniformer", "transformers", "lightning"):
-    sys.modules[name] = None
-sys.argv = sys.argv[1:]
-sys.path[0] = sys.argv[0].rpartition("/")[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def excerpts(count):
-    """Texts of many lengths."""
-    return [VERSE[start % 90 :][: 1 + start % 23] for start in range(count)]
-
-
-def export(folder, task, model=None, **changes):
-    """A pipeline, and the model of its exported folder in onnxruntime."""
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name)
-    tokenizer = Tokenizer.train("bpe", [VERSE] * 3, 300)
-    changes = {"vocab_size": tokenizer.vocab_size, "max_seq_len": 64, "n_layers": 1, **changes}
-    if model is not None:
-        changes |= {"model": model, "causal": False}
-    pipeline = Pipeline(tiny_model(**changes), tokenizer, task=task)
-    miniformer.export(pipeline, folder / "out", to="onnx", verify=False)
-    return pipeline, run.Model(folder / "out", threads=1)
-
-
-@pytest.fixture(scope="module")
-def causal(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("causal")
-    return folder / "out", *export(folder, LanguageModeling(), n_kv_heads=2, norm="rmsnorm")
-
-
-@pytest.mark.catches("masked_past_is_attended", "rows_end_in_different_columns")
-def test_200_prompts_greedily_in_ragged_batches(causal):
-    _, pipeline, runner = causal
-    prompts, options = excerpts(200), {"temperature": 0.0, "max_new_tokens": 12}
-    rows = [row.inputs for row in runner.encode(prompts)]
-    for first in range(0, 200, 8):
-        batch = slice(first, first + 8)
-        outputs = runner.generate_tokens(rows[batch], **options)
-        expected = pipeline.generate_outputs(prompts[batch], **options)
-        assert [x.tokens for x in outputs] == [x.tokens for _, x in expected]
-    assert runner.generate(prompts, **options) == pipeline.generate(prompts, **options)
-
-
-def test_samples_and_stop_strings_in_onnxruntime(causal):
-    _, pipeline, runner = causal
-    options = {"temperature": 0.9, "seed": 5, "top_p": 0.9, "num_return_sequences": 2}
-    expected = pipeline.generate(excerpts(9), max_new_tokens=9, stop_strings=["e"], **options)
-    texts = runner.generate(excerpts(9), max_new_tokens=9, stop_strings=["e"], **options)
-    assert texts == [text for copies in expected for text in copies]
-
-
-@pytest.mark.catches("runner_lacks_a_file")
-def test_the_runner_needs_neither_torch_nor_this_package(causal):
-    folder, pipeline, _ = causal
-    arguments = ["generate", "The cat", "a", "--temperature", "0", "--max_new_tokens", "9"]
-    done = run_python("-c", WITHOUT, folder / "run.py", *arguments, cwd=folder.parent)
-    texts = pipeline.generate(["The cat", "a"], temperature=0.0, max_new_tokens=9)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"The cat{texts[0]}\na{texts[1]}\n"
-    blocked = run_python("-c", WITHOUT, ROOT / "src/miniformer/cli.py")
-    assert "import of miniformer halted" in blocked.stderr
-
-
-@pytest.mark.catches("beams_keep_their_past", "beams_take_the_source_of_others")
-def test_five_beams_on_100_sources(tmp_path):
-    pipeline, runner = export(tmp_path, Seq2Seq(), Seq2SeqTransformer, n_decoder_layers=1)
-    options = {"num_beams": 5, "num_return_sequences": 5, "max_new_tokens": 10}
-    ends = [pipeline.tokenizer.eos_id, *range(3, 300, 12)]
-    expected = pipeline.generate_outputs(excerpts(100), stop_token_ids=ends, **options)
-    outputs = runner.generate_outputs(excerpts(100), stop_token_ids=ends, **options)
-    assert [x.tokens for _, x in outputs] == [x.tokens for _, x in expected]
-    scores = [(x.score, y.score) for (_, x), (_, y) in zip(outputs, expected, strict=True)]
-    assert max(abs(x - y) for x, y in scores) < 1e-4
 
 
 def test_files_of_a_folder(tmp_path):

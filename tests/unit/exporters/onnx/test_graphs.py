@@ -1,5 +1,8 @@
-"""Graphs in onnxruntime equal the model at batches, lengths, pasts and sides of padding of all
-kinds; each graph is written once for all tests."""
+"""The graph of a decoder in onnxruntime equals the model at batches, lengths, pasts and sides of
+padding of all kinds, by itself and in `run.py`; it is written once for all tests. Other models are
+in tests/slow/check_onnx_battery.py."""
+
+import shutil
 
 import numpy as np
 import onnx
@@ -7,23 +10,37 @@ import onnxruntime
 import pytest
 import torch
 
-from miniformer import Seq2SeqTransformer, UserError
+from miniformer import Pipeline, Seq2SeqTransformer, Tokenizer, UserError
+from miniformer.exporters.onnx.bundle import write_bundle
 from miniformer.exporters.onnx.graphs import write_graphs
 from miniformer.exporters.onnx.initializers import Initializers
+from miniformer.exporters.onnx.runner import run
 from miniformer.exporters.onnx.weights import BLOCK, round_blocks, round_graph
 from miniformer.exporters.programs import make_programs
 from miniformer.exporters.source import Source
-from tests.kit import tiny_model
+from miniformer.tasks.language_modeling import LanguageModeling
+from tests.kit import ROOT, VERSE, run_python, tiny_model
+
+# Runs a program in a process in which torch and this package cannot be imported.
+WITHOUT = """
+import runpy, sys
+for name in ("torch", "miniformer", "transformers", "lightning"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 class Graphs:
     """Sessions of the graphs of a model, fed as a user feeds them."""
 
-    def __init__(self, folder, task=None, **changes):
+    def __init__(self, folder, task=None, tokenizer=None, **changes):
         self.model = tiny_model(**changes)
-        source = Source(self.model, None, task, None, folder)
+        source = Source(self.model, tokenizer, task, None, folder)
         self.files = write_graphs(source, folder)
-        self.folder, self.task = folder, task
+        write_bundle(source, folder, self.files, "float32")
+        self.folder = folder
         self.sessions = {
             part: onnxruntime.InferenceSession(str(folder / name))
             for part, name in self.files.items()
@@ -60,17 +77,24 @@ class Graphs:
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory):
+def tokenizer():
+    return Tokenizer.train("bpe", [VERSE] * 3, 300)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory, tokenizer):
     return Graphs(
-        tmp_path_factory.mktemp("decoder"), n_layers=1, d_model=32, n_kv_heads=2, qk_norm="head",
-        sliding_window=5, norm="rmsnorm", logit_softcap=4.0,
+        tmp_path_factory.mktemp("decoder"), LanguageModeling(), tokenizer, n_layers=1, d_model=32,
+        n_kv_heads=2, sliding_window=5, norm="rmsnorm", vocab_size=tokenizer.vocab_size,
+        max_seq_len=64,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def translator(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("translator")
-    return Graphs(folder, model=Seq2SeqTransformer, causal=False, n_layers=1, position="learned")
+def texts(decoder, tokenizer):
+    """The pipeline of the decoder, and its folder in `run.py`."""
+    pipeline = Pipeline(decoder.model, tokenizer, task=LanguageModeling())
+    return pipeline, run.Model(decoder.folder, threads=1)
 
 
 def ragged(rows, length, side):
@@ -79,6 +103,11 @@ def ragged(rows, length, side):
     mask = columns >= length - lengths if side == "left" else columns < lengths
     ids = np.random.default_rng(rows).integers(0, 31, (rows, length))
     return ids, mask.astype(np.int64)
+
+
+def excerpts(count):
+    """Texts of many lengths."""
+    return [VERSE[start % 90 :][: 1 + start % 23] for start in range(count)]
 
 
 def close(actual, expected, mask):
@@ -110,23 +139,6 @@ def test_logits_are_those_of_the_columns_that_are_kept(decoder):
     np.testing.assert_allclose(logits, expected[:, 5:].detach(), atol=1e-5)
 
 
-@pytest.mark.catches("graph_swaps_keys_and_values_of_the_source")
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_translator_equals_the_model(translator, side):
-    for rows in (1, 3):
-        source, source_mask = ragged(rows, 7, side)
-        ids, mask = ragged(rows, 6, "right")
-        mask[:, -1] = 1
-        cross = translator.run("encoder", input_ids=source, attention_mask=source_mask)
-        cross = {"past_key_values" + name[len("present") :]: x for name, x in cross.items()}
-        expected = translator.model(
-            torch.tensor(source), torch.tensor(ids), torch.tensor(source_mask).bool(),
-            torch.tensor(mask).bool(),
-        )  # fmt: skip
-        cross["encoder_attention_mask"] = source_mask
-        close(translator.steps(ids, mask, [4, 1, 1], **cross), expected, mask)
-
-
 def test_names_are_those_of_optimum():
     decoder = make_programs(Source(tiny_model(n_layers=1), None, None, None, None))[0]
     assert decoder.inputs == [
@@ -155,10 +167,42 @@ def test_features_of_words_are_refused():
         make_programs(Source(model, None, None, None, None))
 
 
+def test_200_prompts_greedily_in_ragged_batches(texts):
+    pipeline, runner = texts
+    prompts, options = excerpts(200), {"temperature": 0.0, "max_new_tokens": 12}
+    rows = [row.inputs for row in runner.encode(prompts)]
+    for first in range(0, 200, 8):
+        batch = slice(first, first + 8)
+        outputs = runner.generate_tokens(rows[batch], **options)
+        expected = pipeline.generate_outputs(prompts[batch], **options)
+        assert [x.tokens for x in outputs] == [x.tokens for _, x in expected]
+    assert runner.generate(prompts, **options) == pipeline.generate(prompts, **options)
+
+
+def test_samples_and_stop_strings_in_onnxruntime(texts):
+    pipeline, runner = texts
+    options = {"temperature": 0.9, "seed": 5, "top_p": 0.9, "num_return_sequences": 2}
+    expected = pipeline.generate(excerpts(9), max_new_tokens=9, stop_strings=["e"], **options)
+    results = runner.generate(excerpts(9), max_new_tokens=9, stop_strings=["e"], **options)
+    assert results == [text for copies in expected for text in copies]
+
+
+@pytest.mark.catches("runner_lacks_a_file")
+def test_the_runner_needs_neither_torch_nor_this_package(decoder, texts):
+    folder, pipeline = decoder.folder, texts[0]
+    arguments = ["generate", "The cat", "a", "--temperature", "0", "--max_new_tokens", "9"]
+    done = run_python("-c", WITHOUT, folder / "run.py", *arguments, cwd=folder.parent)
+    expected = pipeline.generate(["The cat", "a"], temperature=0.0, max_new_tokens=9)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"The cat{expected[0]}\na{expected[1]}\n"
+    blocked = run_python("-c", WITHOUT, ROOT / "src/miniformer/cli.py")
+    assert "import of miniformer halted" in blocked.stderr
+
+
 @pytest.mark.catches("graph_has_a_tied_head_twice")
 def test_a_tied_head_is_written_once(decoder):
     tensors = onnx.load(decoder.folder / "decoder.onnx").graph.initializer
-    assert [sorted(x.dims) for x in tensors].count([31, 32]) == 1
+    assert [sorted(x.dims) for x in tensors].count([32, decoder.model.config.vocab_size]) == 1
     assert decoder.model.head.weight is None
 
 
@@ -194,6 +238,19 @@ def test_rounded_graphs_compute_what_their_blocks_say(decoder, tmp_path, bits, m
     scale = np.abs(float_logits).max()
     assert np.abs(results[0] - results[1]).max() < 0.03 * scale  # of int8 products
     assert 0 < np.abs(results[1] - float_logits).max() < most * scale
+
+
+def test_dynamic_rounding_changes_products_a_little(decoder, tmp_path):
+    path, ids = tmp_path / "decoder.onnx", ragged(2, 6, "left")[0]
+    shutil.copyfile(decoder.folder / "decoder.onnx", path)
+    round_graph(path, "int8_dynamic")
+    assert [item.name for item in tmp_path.iterdir()] == ["decoder.onnx"]
+    expected = decoder.steps(ids, np.ones_like(ids), [6])
+    session = decoder.sessions["decoder"]
+    decoder.sessions["decoder"] = onnxruntime.InferenceSession(str(path))
+    actual = decoder.steps(ids, np.ones_like(ids), [6])
+    decoder.sessions["decoder"] = session
+    assert 0 < (actual - expected).std() < 0.2 * expected.std()
 
 
 def restored(matrix, bits):

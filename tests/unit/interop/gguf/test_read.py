@@ -107,7 +107,7 @@ def test_files_with_changed_bytes_load_or_are_refused(name, tmp_path):
     original = path.read_bytes()
     start = min(item.start for item in GgufFile(path).tensors.values())
     refused = 0
-    for number in range(120):
+    for number in range(60):
         data = bytearray(original)
         for _ in range(dice.choice([1, 2, 5])):
             data[dice.randrange(start)] = dice.choice([0, 1, 127, 255, dice.randrange(256)])
@@ -118,7 +118,7 @@ def test_files_with_changed_bytes_load_or_are_refused(name, tmp_path):
             open_gguf(path)
         except UserError:
             refused += 1
-    assert refused > 20
+    assert refused > 10
 
 
 def test_keys_that_do_not_fit_the_tensors_are_refused(tmp_path):
