@@ -24,7 +24,8 @@ def _clamp(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
 
 
 def _any(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
-    return _ATEN.sum.dim_IntList(x.long(), [dim], keepdim) != 0
+    found: Tensor = _ATEN.sum.dim_IntList(x.long(), [dim], keepdim) != 0
+    return found
 
 
 def _sum(x: Tensor, dim: list[int], keepdim: bool = False, dtype: Any = None) -> Any:
@@ -58,7 +59,7 @@ def _write(exported: ExportedProgram, program: Program, path: Path) -> None:
 
 def decompose(exported: ExportedProgram) -> ExportedProgram:
     """The program in operations that TVM computes."""
-    return exported.run_decompositions(_DECOMPOSITIONS)
+    return exported.run_decompositions(dict(_DECOMPOSITIONS))  # type: ignore[no-any-return]
 
 
 def _load(path: Path, program: Program) -> Run:

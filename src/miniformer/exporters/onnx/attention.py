@@ -39,7 +39,9 @@ def attention(
         scale: of the scores; None: 1 / sqrt(E).
         enable_gqa: true: K may be a divisor of H.
     """
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
+
+    op: Any = opset20  # its types are those of values, not of nodes
 
     assert dropout_p == 0
     (heads, width), groups = (query.shape[1], query.shape[3]), key.shape[1]
