@@ -24,8 +24,8 @@ def _clamp(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
 
 
 def _any(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
-    found: Tensor = _ATEN.sum.dim_IntList(x.long(), [dim], keepdim) != 0
-    return found
+    is_any: Tensor = _ATEN.sum.dim_IntList(x.long(), [dim], keepdim) != 0
+    return is_any
 
 
 def _sum(x: Tensor, dim: list[int], keepdim: bool = False, dtype: Any = None) -> Any:
