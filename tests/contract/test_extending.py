@@ -71,7 +71,7 @@ def test_extending_examples_run_in_order(tmp_path):
     assert "4 decode steps" in done.stdout
     assert len(re.findall(r"^ *\d+\.\d\d \S+$", done.stdout, re.MULTILINE)) == 2
     assert done.stderr == ""
-    assert "no nan found: All weights are finite" in done.stdout
+    assert "passed          nan: All weights are finite" in done.stdout
     assert "written to weights.pt" in done.stdout
     assert f"{4 * 2 * 2 * 8 * 32} trained" in done.stdout
 

@@ -97,13 +97,13 @@ PARTS = (
         "compile",
         (
             "-m", "pytest", "-m", "slow", "tests/unit/model/test_compile.py",
-            "tests/unit/test_doctor.py",
+            "tests/unit/doctor/test_leaks.py",
         ),
         (
             "src/miniformer/model/**/*.py",
-            "src/miniformer/doctor/*.py",
+            "src/miniformer/doctor/leaks.py",
             "tests/unit/model/test_compile.py",
-            "tests/unit/test_doctor.py",
+            "tests/unit/doctor/test_leaks.py",
         ),
         2,
     ),

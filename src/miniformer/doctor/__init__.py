@@ -1,1 +1,1 @@
-"""Model inspection: size, backends and the leak detector."""
+"""`miniformer doctor`: a report on a model, with the leak detector."""

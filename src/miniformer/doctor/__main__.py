@@ -1,9 +1,10 @@
-"""`miniformer doctor`, also `python -m miniformer.doctor`: model size, backends and leaks."""
+"""`miniformer doctor`, also `python -m miniformer.doctor`: a report on a model or the machine."""
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,44 +13,57 @@ from miniformer.config import TransformerConfig, UserError
 from miniformer.config.architectures import SEQ2SEQ_ARCHITECTURES, architecture_config
 from miniformer.config.command_line import command_context, parse_flags, resolve_model
 from miniformer.config.flags.subcommands import make_command_parser
+from miniformer.doctor.outcome import NotApplicable
+from miniformer.doctor.run_checks import run_checks
+from miniformer.doctor.subject import Subject, load_model
 
 _TOY_SIZES = {"vocab_size": 100, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}
+ENV = "env"
 
 
 DESCRIPTION = (
-    "Report the size and attention backends of a model and check it, such as for leaks; without "
-    "arguments, report the speed of this machine."
+    "Report the size and attention backends of a model and check it; without arguments, report the "
+    "speed of this machine. `doctor env` prints versions and hardware for a bug report."
 )
 
 
 def add_arguments(parser: Any) -> None:
     """Adds the arguments."""
     parser.add_argument(
-        "directory", type=str, nargs="?", help="model directory, or the folder of a run"
+        "directory", type=str, nargs="?", help="model directory, the folder of a run, or env"
     )
     parser.add_argument(
         "--family", type=str, help="check a small random model of a family, such as llama"
     )
     known = ", ".join(registry.names("check"))
     parser.add_argument("--check", type=str, nargs="+", help=f"checks: {known}; null: all of them")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    parser.add_argument("--html", type=str, help="also write a page to this file")
 
 
 def run(values: dict[str, Any]) -> int:
     """Runs the reports; returns 1 if a check finds a problem."""
-    checks = values["check"]
+    checks, directory, family = values["check"], values["directory"], values["family"]
     for name in checks or ():
         if name not in registry.names("check"):
             raise UserError(registry.unknown_name_message("check", name, registry.names("check")))
-    if values["directory"] is not None and values["family"] is not None:
+    if directory is not None and family is not None:
         raise UserError("name a model directory or a family, not both")
-    if values["directory"] is not None:
-        return _report_model(_load_model(Path(resolve_model(values["directory"]))), checks)
-    if values["family"] is not None:
-        return _report_model(_build_model(values["family"]), checks)
-    if checks is not None:
-        raise UserError("check is for a model; name a model directory or a family, too")
-    _report_hardware()
-    return 0
+    if (directory is None and family is None) or (directory == ENV and not Path(ENV).exists()):
+        if checks is not None or values["html"] is not None:
+            name = "check" if checks is not None else "html"
+            raise UserError(f"{name} is for a model; name a model directory or a family, too")
+        return _report_machine(directory == ENV, as_json=values["json"])
+    if values["html"] is not None and Path(values["html"]).is_dir():
+        raise UserError(f"html: {values['html']} is a directory; name a file")
+    if directory is not None:
+        path = Path(resolve_model(directory))
+        if not path.is_dir():
+            load_model(path)  # raises
+        subject, target = Subject(path), shlex.quote(directory)
+    else:
+        subject, target = Subject(in_memory=_build_model(family)), f"--family {family}"
+    return _report_model(subject, target, values)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,16 +72,6 @@ def main(argv: list[str] | None = None) -> int:
         parser = make_command_parser("doctor", sys.modules[__name__])
         command.code = run(parse_flags(parser, argv))
     return command.code
-
-
-def _load_model(directory: Path) -> Any:
-    from miniformer.model.config_file import read_config
-    from miniformer.model.seq2seq import Seq2SeqTransformer
-    from miniformer.model.transformer import Transformer
-
-    architecture, _ = read_config(directory)
-    model_class = Seq2SeqTransformer if architecture == "Seq2SeqTransformer" else Transformer
-    return model_class.from_pretrained(directory)
 
 
 def _build_model(name: str) -> Any:
@@ -81,55 +85,40 @@ def _build_model(name: str) -> Any:
     return (Seq2SeqTransformer if name in SEQ2SEQ_ARCHITECTURES else Transformer)(config)
 
 
-def _report_model(model: Any, checks: list[str] | None) -> int:
-    from miniformer.model.seq2seq import Seq2SeqTransformer
+def _report_model(subject: Subject, target: str, values: dict[str, Any]) -> int:
+    """Prints and writes the report of a model; returns 1 if a check finds a problem."""
+    from miniformer.doctor.description import describe_model
+    from miniformer.doctor.page import write_report
 
-    config, seq2seq = model.config, isinstance(model, Seq2SeqTransformer)
-    max_seq_len = config.max_seq_len
-    print(f"{type(model).__name__}: {config.num_params(seq2seq=seq2seq):,} parameters")
-    flops = config.flops_per_token(seq2seq=seq2seq)
-    print(f"forward pass of {max_seq_len} tokens: {flops:,} FLOPs per token")
-    passes = [("a full pass", {}), ("a full pass with padding", {"ragged": True})]
-    if seq2seq or config.causal:
-        source_len = max_seq_len if seq2seq else None
-        num_bytes = config.cache_bytes(1, max_seq_len, kind="window", source_len=source_len)
-        print(f"cache of {max_seq_len} tokens in float32: {num_bytes:,} bytes")
-        passes.append(("cached decoding", {"cached": True}))
-    for name, options in passes:
-        print(f"attention in {name}:")
-        for line in model.backend_report(**options):
-            print(f"  {line}")
-    num_problems = 0
-    for name, check in _selected_checks(checks):
-        problems = [*check(model)]
-        num_problems += len(problems)
-        for problem in problems:
-            print(f"{name.upper()} {problem}")
-        if not problems:
-            print(f"no {name} found: {registry.summary('check', name)}")
-    return 1 if num_problems else 0
+    quiet, outcomes = values["json"], []
+    try:
+        description = describe_model(subject.model)
+    except NotApplicable as reason:  # the check of the files says why
+        description = [str(reason)]
+    if not quiet:
+        print("\n".join(description), flush=True)
+    for outcome in run_checks(subject, values["check"], target=target):
+        outcomes.append(outcome)
+        if not quiet:
+            print("\n".join(outcome.lines()), flush=True)
+    if quiet:
+        report = {"description": description, "checks": [x.to_json() for x in outcomes]}
+        print(json.dumps(report, indent=2))
+    if values["html"] is not None:
+        write_report(Path(values["html"]), target, description, outcomes)
+    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
+    if failed and not quiet:
+        print(f"{len(failed)} of {len(outcomes)} checks failed: {', '.join(failed)}")
+    return int(bool(failed))
 
 
-def _selected_checks(names: list[str] | None) -> Iterable[tuple[str, Any]]:
-    """The checks of these names, or all that can be imported."""
-    if names is None:
-        return registry.load_all("check")
-    return [(name, registry.get("check", name)) for name in names]
+def _report_machine(complete: bool, *, as_json: bool) -> int:
+    """Prints the speed of this machine, or, for a bug report, its versions and hardware."""
+    from miniformer.doctor.machine import environment, speed
 
-
-def _report_hardware() -> None:
-    import torch
-
-    from miniformer.training.tuning.hardware import peak_flops
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        name = f"{torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__} on {device}: {name}")
-    for dtype in (torch.float32, torch.bfloat16):
-        print(f"matrix products in {dtype}: {peak_flops(device, dtype) / 1e9:,.0f} GFLOP/s")
+    report = environment() if complete else speed()
+    print(json.dumps(report, indent=2) if as_json else "\n".join(map(": ".join, report.items())))
+    return 0
 
 
 if __name__ == "__main__":

@@ -26,11 +26,9 @@ import torch
 from torch import Tensor
 
 from miniformer.config import UserError
+from miniformer.doctor.inputs import ModelInputs
 from miniformer.doctor.layouts import NUM_ROWS, Layout, packed_layout, padded_layouts
 from miniformer.generation.runtime import eval_mode
-from miniformer.model.seq2seq import Seq2SeqTransformer
-
-_MAX_LENGTH, _MAX_SOURCE_LENGTH = 8, 6
 
 
 class Leak(NamedTuple):
@@ -70,8 +68,7 @@ def find_leaks(model: Any, *, tolerance: float = 1e-4, seed: int = 0) -> list[Le
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         probe = _Probe(model, tolerance)
-        # torch.compile wraps the model in another class.
-        seq2seq = isinstance(getattr(model, "_orig_mod", model), Seq2SeqTransformer)
+        seq2seq = probe.inputs.seq2seq
         return _deduplicate(probe.seq2seq_leaks() if seq2seq else probe.transformer_leaks())
 
 
@@ -92,11 +89,8 @@ class _Perturbation(NamedTuple):
 class _Probe:
     def __init__(self, model: Any, tolerance: float) -> None:
         self.model, self.tolerance, self.config = model, tolerance, model.config
-        weight = next(model.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
-        self.length = min(_MAX_LENGTH, self.config.max_seq_len)
-        # Inputs of plug-ins may shorten a sequence, so the check begins after them.
-        self.reads_vectors = self.config.input_type not in ("tokens", "features")
+        self.inputs = ModelInputs(model)
+        self.device, self.length = self.inputs.device, self.inputs.length
 
     def transformer_leaks(self) -> Iterator[Leak]:
         x, replacement = self._random_inputs(self.length)
@@ -113,7 +107,7 @@ class _Probe:
             )
 
     def seq2seq_leaks(self) -> Iterator[Leak]:
-        source_length = min(_MAX_SOURCE_LENGTH, self.config.max_seq_len)
+        source_length = self.inputs.source_length
         target, new_target = self._random_ids(self.length, self.config.vocab_size)
         source, new_source = self._random_inputs(source_length)
         source_layouts = padded_layouts(source_length, self.device)
@@ -183,47 +177,33 @@ class _Probe:
     def _bind_layout(
         self, forward: Callable[..., Tensor], layout: Layout
     ) -> Callable[[Tensor], Tensor]:
-        if self.reads_vectors:
-            forward = partial(_call_with_embeds, forward)
         if layout.segment_ids is not None:
-            return lambda x: forward(x, segment_ids=layout.segment_ids)
-        if layout.attention_mask is None:
-            return forward
-        return lambda x: forward(x, layout.attention_mask)
+            return partial(self.inputs.call, forward=forward, segment_ids=layout.segment_ids)
+        return partial(self.inputs.call, mask=layout.attention_mask, forward=forward)
 
     def _forward_of_source(
-        self, target: Tensor, *masks: Tensor | None
+        self, target: Tensor, mask: Tensor | None, target_mask: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
-        if self.reads_vectors:
-            return lambda x: self.model(None, target, *masks, source_embeds=x)
-        return lambda x: self.model(x, target, *masks)
+        return partial(self.inputs.call, mask=mask, target=target, target_mask=target_mask)
 
     def _forward_of_target(
-        self, source: Tensor, *masks: Tensor | None
+        self, source: Tensor, mask: Tensor | None, target_mask: Tensor | None
     ) -> Callable[[Tensor], Tensor]:
-        if self.reads_vectors:
-            return lambda x: self.model(None, x, *masks, source_embeds=source)
-        return lambda x: self.model(source, x, *masks)
+        call = self.inputs.call
+        return lambda x: call(source, mask, target=x, target_mask=target_mask)
 
     def _random_inputs(self, length: int) -> tuple[Tensor, Tensor]:
         """Random inputs, and others that differ at every position."""
-        width = self.config.d_model if self.reads_vectors else self.config.input_dim
-        if width is None:
+        if self.inputs.width is None:
             vocab_size = self.config.source_vocab_size or self.config.vocab_size
             return self._random_ids(length, vocab_size)
-        x, replacement = torch.randn(2, NUM_ROWS, length, width, device=self.device).to(self.dtype)
+        x, replacement = self.inputs.inputs(2 * NUM_ROWS, length).split(NUM_ROWS)
         return x, replacement
 
     def _random_ids(self, length: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-        shape = (NUM_ROWS, length)
-        x = torch.randint(0, vocab_size, shape, device=self.device)
-        return x, (x + torch.randint(1, vocab_size, shape, device=self.device)) % vocab_size
-
-
-def _call_with_embeds(
-    forward: Callable[..., Tensor], x: Tensor, mask: Tensor | None = None, **options: Any
-) -> Tensor:
-    return forward(None, mask, inputs_embeds=x, **options)
+        x = self.inputs.ids(NUM_ROWS, length, vocab_size)
+        offset = torch.randint(1, vocab_size, x.shape, device=self.device)
+        return x, (x + offset) % vocab_size
 
 
 _OUTPUT_NAMES = {False: "outputs", True: "vectors"}

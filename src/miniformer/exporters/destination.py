@@ -12,6 +12,10 @@ from miniformer.config import UserError
 Exporter = Callable[..., str | None]
 
 
+class DifferenceError(UserError):
+    """The files of an exporter differ from the model by more than rounding."""
+
+
 class Destination(NamedTuple):
     """Facts about an exporter.
 

@@ -28,6 +28,51 @@ class Kind(NamedTuple):
     disjoint: str | None = None
 
 
+# Checks of `miniformer doctor`, in the order of the report: import path, and the promise.
+_CHECKS = {
+    "files": (
+        "miniformer.doctor.checks.files:check_files",
+        "all files load, fit each other and hold finite weights",
+    ),
+    "leak": ("miniformer.doctor.leaks:find_leaks", "no output depends on masked inputs"),
+    "batch": (
+        "miniformer.doctor.checks.batch:check_batch",
+        "a row has the same outputs in a padded batch as alone",
+    ),
+    "cache": (
+        "miniformer.doctor.checks.cache:check_cache",
+        "prefill and cached steps give the logits of a full pass",
+    ),
+    "gradients": (
+        "miniformer.doctor.checks.gradients:check_gradients",
+        "gradients equal central differences in float64",
+    ),
+    "tokenizer": (
+        "miniformer.doctor.checks.tokenizer:check_tokenizer",
+        "ids are in the vocabulary, and decoded text encodes to the same ids",
+    ),
+    "saving": (
+        "miniformer.doctor.checks.saving:check_saving",
+        "a saved and loaded copy has the same settings, tensors and outputs",
+    ),
+    "precision": (
+        "miniformer.doctor.checks.precision:check_precision",
+        "weights in bf16, int8 and int4 lose little on texts that the model samples",
+    ),
+    "export": (
+        "miniformer.exporters.check:check_export",
+        "exported graphs give the outputs of the model",
+    ),
+    "card": (
+        "miniformer.doctor.checks.card:check_card",
+        "README.md names the model, its size and its use, and its metrics are numbers",
+    ),
+    "speed": (
+        "miniformer.doctor.checks.speed:measure_speed",
+        "speed is measured beside that of matrix products and of memory",
+    ),
+}
+
 # In the order of the help: import path, and line of the help.
 _COMMANDS = {
     "train": ("miniformer.trainer", "train a model on your data"),
@@ -225,9 +270,9 @@ KINDS: dict[str, Kind] = {
         {name: line for name, (_, line) in _COMMANDS.items()},
     ),
     "check": Kind(
-        "(model) -> problems, a line each",
-        {"leak": "miniformer.doctor.leaks:find_leaks"},
-        {"leak": "no output depends on masked inputs"},
+        "(model | directory | pipeline | tokenizer) -> problems and notes, a line each",
+        {name: path for name, (path, _) in _CHECKS.items()},
+        {name: line for name, (_, line) in _CHECKS.items()},
     ),
     "exporter": Kind(
         "(directory, out, **options) -> text to print, or None",

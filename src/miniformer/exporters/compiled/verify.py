@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from miniformer.config import UserError
 from miniformer.exporters.compiled.flat import FlatView
+from miniformer.exporters.destination import DifferenceError
 from miniformer.exporters.programs import Program
 from miniformer.exporters.source import Source
 
@@ -65,7 +65,7 @@ def compare(
         columns: number of tokens in a row; fewer if the model takes fewer.
 
     Raises:
-        UserError: a result differs by more than `LIMIT`, or a greedy token differs.
+        DifferenceError: a result differs by more than `LIMIT`, or a greedy token differs.
     """
     columns = min(columns, source.config.max_seq_len)
     generator = torch.Generator().manual_seed(0)
@@ -83,7 +83,7 @@ def compare(
         sum(result.num_greedy for result in results),
     )
     if not total.difference <= LIMIT * total.scale:  # NaN, too
-        raise UserError(
+        raise DifferenceError(
             f"what was written differs from the model by {total.difference:.1e}, more than "
             f"{LIMIT * total.scale:.1e}; nothing is kept"
         )
@@ -197,7 +197,7 @@ def _compare_decoder(
         before = expected[:, -num_greedy - 1 : -1]
         chosen = before.gather(2, ids[:, -num_greedy:, None])[..., 0]
         if not (before.amax(2) - chosen).max() <= 2 * LIMIT * result.scale:
-            raise UserError("what was written chooses other greedy tokens than the model")
+            raise DifferenceError("what was written chooses other greedy tokens than the model")
     return result._replace(num_greedy=num_greedy * batch_size)
 
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from miniformer.config import UserError
 from miniformer.data.batching.length_bucketing import Batch
+from miniformer.exporters.destination import DifferenceError
 from miniformer.exporters.onnx.session import OnnxModel
 from miniformer.exporters.source import Source
 from miniformer.model.seq2seq import Seq2SeqTransformer
@@ -45,9 +45,9 @@ class Comparison(NamedTuple):
     equal_texts: int
 
     def check(self) -> None:
-        """Raises a UserError if float32 graphs differ from the model by more than rounding."""
+        """Raises a DifferenceError if float32 graphs differ by more than rounding."""
         if not self.difference <= LIMIT * max(1.0, self.scale) or self.equal_texts < self.texts:
-            raise UserError(
+            raise DifferenceError(
                 f"the exported graphs differ from the model: {self.describe()}; at most {LIMIT} is "
                 "allowed. Nothing is written; please report this model's config.json"
             )

@@ -100,10 +100,10 @@ def _cpu_has_bf16() -> bool:
     available = [check for name in checks if (check := getattr(torch.cpu, name, None)) is not None]
     if any(check() for check in available):
         return True
-    return not available and not _BF16_FLAGS.isdisjoint(_cpu_flags())
+    return not available and not _BF16_FLAGS.isdisjoint(cpu_flags())
 
 
-def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
     """Flags of the first CPU; empty without the file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -134,8 +134,8 @@ def test_fast_bf16_reads_cpu_flags(monkeypatch, tmp_path, flags, fast):
     file = tmp_path / "cpuinfo"
     if flags is not None:
         file.write_text(f"processor\t: 0\nmodel name\t: amx_tile\nflags\t\t: {flags}\n")
-    read = hardware._cpu_flags
-    monkeypatch.setattr(hardware, "_cpu_flags", lambda: read(file))
+    read = hardware.cpu_flags
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: read(file))
     assert has_fast_bf16("cpu") is fast
 
 

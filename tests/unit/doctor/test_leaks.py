@@ -10,10 +10,8 @@ from miniformer import (
     MultiHeadAttention,
     Seq2SeqTransformer,
     Transformer,
-    registry,
 )
 from miniformer.config import UserError
-from miniformer.doctor.__main__ import main
 from miniformer.model.masks import AttentionMask
 from tests.kit import tiny_model
 
@@ -259,93 +257,3 @@ def test_leak_check_reports_nan_outputs():
     model = tiny_model()
     model.final_norm = Broken()
     assert kinds(model) == {"future", "padding", "batch", "packing"}
-
-
-def test_doctor_command_on_a_model_directory(tmp_path, capsys):
-    tiny_model().save_pretrained(tmp_path)
-    assert main([str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    for text in ("Transformer: ", "cache of 32 tokens", "cached decoding", "no leak found",
-                 "layers.1.attention: sdpa (torch's fused attention)"):  # fmt: skip
-        assert text in out
-
-
-def test_doctor_command_on_a_model_of_few_positions(tmp_path, capsys):
-    tiny_model(max_seq_len=4).save_pretrained(tmp_path)
-    assert main([str(tmp_path)]) == 0
-    assert "no leak found" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["llama", "t5", "bert"])
-def test_doctor_command_on_an_architecture(name, capsys):
-    assert main(["--family", name]) == 0
-    assert "no leak found" in capsys.readouterr().out
-
-
-@pytest.mark.catches("leaking_model_exits_with_0")
-def test_doctor_command_exits_with_1_for_a_leak(tmp_path, capsys, monkeypatch):
-    tiny_model().save_pretrained(tmp_path)
-    monkeypatch.setattr(FeedForward, "forward", lambda self, x: x.roll(-1, dims=1))
-    assert main([str(tmp_path)]) == 1
-    assert "LEAK future: changing tokens" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--family", "lama"], "unknown architecture 'lama' (did you mean 'llama'?)"),
-        (["nowhere"], "nowhere: no such model directory"),
-        (["a", "--family", "llama"], "name a model directory or a family, not both"),
-        (["--famly", "llama"], "unknown flag --famly; did you mean --family?"),
-    ],
-)
-def test_doctor_command_user_errors(arguments, message, capsys):
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_doctor_command_without_arguments_describes_the_machine(capsys):
-    assert main([]) == 0
-    out = capsys.readouterr().out
-    assert f"torch {torch.__version__}" in out
-    assert out.count("GFLOP/s") == 2
-
-
-def no_dropout(model):
-    """No dropout is active."""
-    return ["dropout is 0.5"] if model.config.dropout == 0.5 else []
-
-
-@pytest.mark.catches("checks_of_others_do_not_count")
-def test_doctor_runs_registered_checks(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(registry._registered, "check", {"dropout": no_dropout})
-    for dropout, code, line in (
-        (0.5, 1, "DROPOUT dropout is 0.5"),
-        (0.1, 0, "no dropout found: No dropout is active"),
-    ):
-        tiny_model(dropout=dropout).save_pretrained(tmp_path / f"{dropout}")
-        assert main([str(tmp_path / f"{dropout}")]) == code
-        out = capsys.readouterr().out
-        assert out.splitlines()[-2:] == ["no leak found: no output depends on masked inputs", line]
-    assert main([str(tmp_path / "0.5"), "--check", "leak"]) == 0
-    assert "DROPOUT" not in capsys.readouterr().out
-
-
-def test_doctor_check_mistakes_are_user_errors(capsys):
-    assert main(["--check", "leek", "--family", "gpt2"]) == 2
-    assert "unknown check 'leek' (did you mean 'leak'?); known: leak" in capsys.readouterr().err
-    assert main(["--check", "leak"]) == 2
-    assert "check is for a model; name a model directory or a family" in capsys.readouterr().err
-
-
-def test_doctor_skips_a_check_that_cannot_be_imported(install, capsys):
-    install("checks", {"check": {"broken": "checks:run"}}, code="import no_such_module\n")
-    assert main(["--family", "gpt2"]) == 0
-    done = capsys.readouterr()
-    assert "no leak found" in done.out
-    assert done.err == (
-        "miniformer: warning: check 'broken' of checks 1.0 (checks:run) cannot be imported: "
-        "ModuleNotFoundError: No module named 'no_such_module'; it is skipped\n"
-    )
-    assert main(["--family", "gpt2", "--check", "broken"]) == 2
-    assert "miniformer: error: check 'broken' of checks 1.0" in capsys.readouterr().err

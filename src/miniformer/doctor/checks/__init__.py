@@ -1,0 +1,5 @@
+"""Checks of `miniformer doctor`, one a file, beside the leak detector.
+
+A check names what it reads as parameters: `model`, `directory`, `pipeline` or `tokenizer`. It
+returns problems, a line each, and `Note` lines, or raises `NotApplicable`.
+"""
