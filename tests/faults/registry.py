@@ -81,10 +81,10 @@ def named_processors_are_ignored(original):
     return lambda settings: []
 
 
-@fault("miniformer.doctor.__main__:_selected_checks")
+@fault("miniformer.doctor.__main__:run_checks")
 def checks_of_others_do_not_count(original):
     """`doctor` runs its own check only."""
-    return lambda names: original(["leak"])
+    return lambda subject, names=None, *, target="DIR": original(subject, ["leak"], target=target)
 
 
 @fault("miniformer.exporters.command:run")

@@ -197,8 +197,8 @@ class _Probe:
         if self.inputs.width is None:
             vocab_size = self.config.source_vocab_size or self.config.vocab_size
             return self._random_ids(length, vocab_size)
-        x, replacement = self.inputs.inputs(2 * NUM_ROWS, length).split(NUM_ROWS)
-        return x, replacement
+        x = self.inputs.inputs(2 * NUM_ROWS, length)
+        return x[:NUM_ROWS], x[NUM_ROWS:]
 
     def _random_ids(self, length: int, vocab_size: int) -> tuple[Tensor, Tensor]:
         x = self.inputs.ids(NUM_ROWS, length, vocab_size)

@@ -47,14 +47,13 @@ def runtimes_of(model: Any, memory: list[Any], **options: Any) -> dict[str, Runt
 def _differences(inputs: ModelInputs) -> Iterator[str]:
     model, length = inputs.model, inputs.length
     ids, memory = inputs.ids(_ROWS, length), []
-    source = inputs.inputs(_ROWS, inputs.source_length) if inputs.seq2seq else None
-    if inputs.seq2seq:
-        embeds = {"source_embeds": source} if inputs.reads_vectors else {}
-        memory = [model.encode(None if embeds else source, None, **embeds)]
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[0, : length // 3] = False  # a shorter row is padded on the left
     padded = None if bool(mask.all()) else mask
     if inputs.seq2seq:
+        source = inputs.inputs(_ROWS, inputs.source_length)
+        embeds = {"source_embeds": source} if inputs.reads_vectors else {}
+        memory = [model.encode(None if embeds else source, None, **embeds)]
         full = inputs.call(source, target=ids, target_mask=padded)
     else:
         full = inputs.call(ids, padded)

@@ -44,18 +44,19 @@ def _problems(model: nn.Module) -> Iterator[str]:
     def total() -> Tensor:
         return (inputs.call(x, target=target) * weights).sum()
 
-    total().backward()
-    named = [(n, w) for n, w in model.named_parameters() if w.grad is not None]
+    torch.autograd.backward(total())
+    parameters = model.named_parameters()
+    named = [(name, w, w.grad) for name, w in parameters if w.grad is not None]
     step = max(1, len(named) // _MAX_TENSORS)
     # Some gradients are zero, such as that of a key bias, which moves all scores of a query.
-    smallest = 1e-3 * max(float(weight.grad.norm()) for _, weight in named)
+    smallest = 1e-3 * max(float(gradient.norm()) for _, _, gradient in named)
     worst = 0.0
-    for name, weight in named[::step]:
+    for name, weight, gradient in named[::step]:
         direction = torch.randn_like(weight)
         direction /= direction.norm()
         expected = _difference(total, weight, direction)
-        actual = float((weight.grad * direction).sum())
-        error = abs(actual - expected) / max(abs(expected), float(weight.grad.norm()), smallest)
+        actual = float((gradient * direction).sum())
+        error = abs(actual - expected) / max(abs(expected), float(gradient.norm()), smallest)
         worst = max(worst, error)
         if not error <= _TOLERANCE:
             yield f"{name}: the gradient along a direction is {actual:.6g}, not {expected:.6g}"
