@@ -12,6 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from miniformer import registry
 from miniformer.checkpoint.artifacts import (
     MODEL_CLASSES,
     as_inputs,
@@ -45,17 +46,23 @@ from miniformer.tasks.common.text_generation import TextGenerationTask
 from miniformer.tasks.embedding import EmbeddingTask, embed_batch
 
 
-def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
+def load(
+    directory: str | Path, *, revision: str | None = None, adapter: str | Path | None = None
+) -> Pipeline:
     """Loads a model directory: model, tokenizer and task. No file is unpickled or executed.
 
     Args:
         directory: a model directory, or a name on the hub such as "user/name".
         revision: branch, tag or commit of a name on the hub.
+        adapter: adapter directory of this base, of this package or of peft, that is added to it.
 
     Raises:
         UserError: a file is missing or broken, or files do not fit each other.
     """
     directory = resolve_directory(directory, revision)
+    if adapter is not None:
+        pipeline: Pipeline = registry.get("adapter_format", "peft").load(directory, Path(adapter))
+        return pipeline
     architecture, config = read_config(directory)
     tokenizer, task, generation = read_artifacts(directory, architecture, config)
     model = MODEL_CLASSES[get_model_kind(directory, architecture)].from_pretrained(directory)

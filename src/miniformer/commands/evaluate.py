@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from miniformer.commands.models import (
+    add_adapter_flag,
     add_field_flags,
     load_pipeline,
     pop_fields,
@@ -51,6 +52,7 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--resamples", type=int, default=1000, help="bootstrap resamples of the intervals"
     )
+    add_adapter_flag(parser)
     add_field_flags(parser)
 
 
@@ -60,7 +62,7 @@ def run(values: dict[str, Any]) -> int:
         raise UserError(f"resamples must be at least 0, not {values['resamples']}")
     fields = pop_fields(values)
     report, predictions = _output_paths(values["out"], values["predictions"])
-    pipeline = load_pipeline(values["directory"], values["threads"])
+    pipeline = load_pipeline(values["directory"], values["threads"], values["adapter"])
     against = values["against"] and resolve_model(values["against"])
     with progress_bar("evaluating") as progress:
         evaluation = pipeline.evaluate(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from miniformer.commands.models import add_adapter_flag
 from miniformer.config import GenerationConfig
 from miniformer.config.command_line import (
     add_config_flags,
@@ -56,6 +57,7 @@ def add_arguments(parser: Any) -> None:
         action="store_true",
         help="truncate prompts that are too long: sources at the end, other prompts at the start",
     )
+    add_adapter_flag(parser)
     add_config_flags(parser, GenerationConfig, skip=_NO_FLAG)
 
 
@@ -64,6 +66,7 @@ def run(values: dict[str, Any]) -> int:
     directory, prompts, draft = (
         values.pop(name, None) for name in ("directory", "prompts", "draft")
     )
+    adapter = values.pop("adapter", None)
     truncate, options = values.pop("truncate", False), values
     GenerationConfig.from_dict(options)  # reports errors before torch is imported
     options, _ = GenerationConfig.current_names(options, warn=False)
@@ -74,7 +77,7 @@ def run(values: dict[str, Any]) -> int:
     prompts = [read_utf8_stdin() if prompt == "-" else prompt for prompt in prompts]
     from miniformer.checkpoint.pipeline import load
 
-    pipeline = load(resolve_model(directory))
+    pipeline = load(resolve_model(directory), adapter=adapter)
     options["truncate"] = truncate
     # A continuation is printed behind its prompt, an answer alone.
     starts = prompts if pipeline.continues_prompts() else [""] * len(prompts)

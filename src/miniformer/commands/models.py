@@ -28,12 +28,20 @@ def pop_fields(values: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def load_pipeline(directory: str, threads: int | None) -> Any:
+def add_adapter_flag(parser: Any) -> None:
+    """Adds the flag of `load_pipeline`'s `adapter`."""
+    parser.add_argument(
+        "--adapter", type=str, help="adapter directory that is added to the model, its base"
+    )
+
+
+def load_pipeline(directory: str, threads: int | None, adapter: str | None = None) -> Any:
     """The pipeline of a model directory or a run folder.
 
     Args:
         directory: of the model.
         threads: CPU threads of torch; None: its default.
+        adapter: adapter directory.
 
     Raises:
         UserError: `threads` is out of range, or the directory is not a model.
@@ -46,7 +54,7 @@ def load_pipeline(directory: str, threads: int | None) -> Any:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return load(resolve_model(directory))
+    return load(resolve_model(directory), adapter=adapter)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from miniformer.commands.inputs import (
     stdin_inputs,
 )
 from miniformer.commands.models import (
+    add_adapter_flag,
     add_field_flags,
     load_pipeline,
     pop_fields,
@@ -89,6 +90,7 @@ def add_arguments(parser: Any) -> None:
         help="skip: an invalid input has a null line, the others are predicted, and the exit code "
         "is 2; stop: the first one ends the command",
     )
+    add_adapter_flag(parser)
     add_field_flags(parser)
 
 
@@ -96,7 +98,7 @@ def run(values: dict[str, Any]) -> int:
     """Predicts; returns the exit code, 2 if inputs are invalid."""
     fields = pop_fields(values)
     _check_values(values)
-    pipeline = load_pipeline(values["directory"], values["threads"])
+    pipeline = load_pipeline(values["directory"], values["threads"], values["adapter"])
     inputs, total = _open(values, pipeline, fields)
     predict = _predictor(pipeline, values)
     keep = values["keep"] or ""

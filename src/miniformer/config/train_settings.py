@@ -12,6 +12,7 @@ from miniformer.utils.columns import column_problems
 from miniformer.utils.names import name_problem
 from miniformer.utils.units import parse_bytes
 
+ADAPTERS = ("lora", "dora", "ia3", "bottleneck", "bitfit")
 # A path of data that a Python program passed as records.
 IN_MEMORY = "<records in memory>"
 _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -132,6 +133,9 @@ class ModelSettings(StrictConfig):
             without init_from and pretrain.
         transforms: transforms of the built model, such as [{"type": "lora", "rank": 8}] of a
             package that has it; with init_from, in addition to those of its model.
+        adapter: method that trains few weights of a frozen model, with init_from: lora, dora, ia3,
+            bottleneck or bitfit; see docs/finetuning.md. The run writes an adapter directory, too.
+        adapter_config: options of the adapter, such as {"r": 8, "targets": "all-linear"}.
     """
 
     heading: ClassVar[str] = "model"
@@ -143,6 +147,15 @@ class ModelSettings(StrictConfig):
     pretrain: dict[str, Any] | None = option(None)
     wide_head: str = option("auto", choices=("auto", "on", "off"))
     transforms: list[str | dict[str, Any]] = option([], kind="transform")
+    adapter: str | None = option(None, choices=ADAPTERS)
+    adapter_config: dict[str, Any] = option({})
+
+    def all_transforms(self) -> list[str | dict[str, Any]]:
+        """Transforms of the run, the last of which is its adapter."""
+        if self.adapter is None:
+            return self.transforms
+        own = {"type": "adapter", "method": self.adapter, **self.adapter_config}
+        return [*self.transforms, own]
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
@@ -158,6 +171,10 @@ class ModelSettings(StrictConfig):
             problems.append(
                 "pretrain and init_from both set initial weights; leave one of them out"
             )
+        if self.adapter is None and self.adapter_config:
+            problems.append(f"adapter_config needs adapter; set one of {', '.join(ADAPTERS)}")
+        if self.adapter is not None and self.init_from is None:
+            problems.append("adapter needs init_from, the model directory of its base")
         if self.pretrain is not None and self.transforms:
             problems.append(
                 "pretrain and transforms exclude each other: pretrain in a run of its own, then "

@@ -77,6 +77,8 @@ def effective_state_dict(model: Any) -> dict[str, Tensor]:
             if name != f"{path}.bias":
                 del weights[name]
         weights[f"{path}.weight"] = effective_weight(part).detach()
+        if f"{path}.bias" in weights:
+            weights[f"{path}.bias"] = part.bias.detach()
     if different := sorted(weights.keys() ^ plain.keys()):
         names = [transform["type"] for transform in model.transforms]
         raise UserError(

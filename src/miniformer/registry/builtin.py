@@ -89,6 +89,7 @@ _COMMANDS = {
         "miniformer.commands.import_hf",
         "convert a Hugging Face model or a GGUF file to a model directory",
     ),
+    "adapter": ("miniformer.adapters.commands.adapter", "list, merge and mix adapters of a model"),
     "serve": ("miniformer.serving.command", "serve models over HTTP, with OpenAI's interface"),
     "export": ("miniformer.exporters.command", "write a model for another program"),
     "export-bench": (
@@ -183,7 +184,14 @@ KINDS: dict[str, Kind] = {
             "seq2seq": "miniformer.model.seq2seq:Seq2SeqTransformer",
         },
     ),
-    "transform": Kind("(model, **options) -> model"),
+    "transform": Kind(
+        "(model, **options) -> model", {"adapter": "miniformer.adapters.api:adapter"}
+    ),
+    "adapter_format": Kind(
+        "module with check(method, options), load(directory, adapter), write(directory, base, out) "
+        "and export(directory, out, family)",
+        {"peft": "miniformer.adapters.files"},
+    ),
     "weight_storage": Kind("encode(weight, **options) -> tensors by name, and decode, its inverse"),
     # Decoding.
     "cache": Kind(
@@ -283,6 +291,7 @@ KINDS: dict[str, Kind] = {
             "aoti": "miniformer.exporters.compiled.destinations:export_aoti",
             "openvino": "miniformer.exporters.compiled.destinations:export_openvino",
             "gguf": "miniformer.exporters.gguf:export_gguf",
+            "peft": "miniformer.exporters.peft:export_peft",
             "executorch": "miniformer.exporters.compiled.destinations:export_executorch",
             "tvm": "miniformer.exporters.compiled.destinations:export_tvm",
         },

@@ -11,6 +11,7 @@ from typing import Any, Self
 import lightning as L
 from rich.console import Console
 
+from miniformer import registry
 from miniformer.checkpoint.artifacts import read_artifacts, read_task
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.config.command_line import python_command
@@ -29,6 +30,8 @@ from miniformer.training.setup.builders import RunCallbacks, load_best_weights
 from miniformer.training.setup.prepare import RunSetup
 from miniformer.utils.atomic import write_json
 from miniformer.utils.units import format_bytes
+
+ADAPTER_FOLDER = "adapter"  # in the folder of a run
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -158,6 +161,10 @@ def evaluate(
         interrupted=callbacks.interrupt.signal,
         stop_reason=callbacks.stop_reason,
     )
+    if artifacts.is_global_zero and run.config.adapter is not None and run.pretrained_path:
+        adapters = registry.get("adapter_format", "peft")
+        out = artifacts.folder / ADAPTER_FOLDER
+        console.print(adapters.write(result.model, run.pretrained_path, out))
     if artifacts.is_global_zero:
         write_json(artifacts.folder / RESULT_FILE, result.to_json())
     return result

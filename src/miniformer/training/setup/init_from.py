@@ -139,6 +139,22 @@ def transform_model(model: Any, transforms: list[Any], console: Console) -> Any:
     return model
 
 
+def check_new_weights(model: Any, new: list[str]) -> None:
+    """Checks that the weights which the base of an adapter does not have are trained.
+
+    Raises:
+        UserError: one is not.
+    """
+    parameters = dict(model.named_parameters())
+    for name in new:
+        if name in parameters and not parameters[name].requires_grad:
+            module = name.rpartition(".")[0]
+            raise UserError(
+                f"adapter: {name} is new, and the adapter does not train it; add {module!r} to "
+                "modules_to_save in adapter_config"
+            )
+
+
 def _inherited_task_options(task: str, task_settings: dict[str, Any]) -> dict[str, Any]:
     """Task options that follow from the `task.json` of the pretrained model."""
     names = [

@@ -30,7 +30,11 @@ from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.resume.config import check_same_data
-from miniformer.training.setup.init_from import load_pretrained_weights, transform_model
+from miniformer.training.setup.init_from import (
+    check_new_weights,
+    load_pretrained_weights,
+    transform_model,
+)
 from miniformer.training.setup.input_length import fit_input_length
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.resolve import Resolution, resolve_config
@@ -212,11 +216,14 @@ def prepare(
         settings.apply([wide_head.setting], model_config={**fields, "wide_head": wide_head.groups})
         model_config = dataclasses.replace(model_config, wide_head=wide_head.groups)
     model: Any = MODEL_CLASSES[settings.kind](model_config)
+    new: list[str] = []
     pretrained_path = None if config.init_from is None else Path(config.init_from)
     if pretrained_path is not None and resume_dir is None:
-        model = _load_weights(model, pretrained_path, settings.kind, console)
-    if settings.config.transforms:
-        model = transform_model(model, settings.config.transforms, console)
+        model, new = _load_weights(model, pretrained_path, settings.kind, console)
+    if transforms := settings.config.all_transforms():
+        model = transform_model(model, transforms, console)
+    if config.adapter is not None:
+        check_new_weights(model, new)
     if wide_head is not None:
         model.wide_head.load_state_dict(wide_head.state)
     num_params = model_config.num_params(seq2seq=settings.kind == "seq2seq")
@@ -236,12 +243,12 @@ def prepare(
     )
 
 
-def _load_weights(model: Any, path: Path, kind: str, console: Console) -> Any:
-    """The model with the weights of `init_from`, and a line about them."""
+def _load_weights(model: Any, path: Path, kind: str, console: Console) -> tuple[Any, list[str]]:
+    """The model with the weights of `init_from`, the names of others, and a line about them."""
     model, new = load_pretrained_weights(model, path, kind)
     suffix = f"; newly initialized: {', '.join(new)}" if new else ""
     console.print(f"weights: from {path}{suffix}")
-    return model
+    return model, new
 
 
 def data_sources(config: TrainConfig, in_memory: Mapping[str, Any]) -> dict[str, Any]:

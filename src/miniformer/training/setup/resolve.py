@@ -116,6 +116,9 @@ def resolve_config(config: TrainConfig) -> Resolution:
     device_type = resolve_device_type(config)
     precision = resolve_precision(config, device_type)
     check_environment(config)
+    if config.adapter is not None:
+        adapters = registry.get("adapter_format", "peft")
+        adapters.check(config.adapter, config.adapter_config)
     check_optimizer_options(config.optimizer, config.optimizer_config)
     check_schedule_options(config.scheduler, config.scheduler_config)
     task_class = registry.get("task", config.task)

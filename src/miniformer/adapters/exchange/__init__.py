@@ -1,0 +1,1 @@
+"""Files of peft: their config, and the names of Hugging Face families."""
