@@ -65,7 +65,7 @@ def effective_state_dict(model: Any) -> dict[str, Tensor]:
         UserError: a transform adds something that no weight of the model expresses.
     """
     weights: dict[str, Tensor] = dict(model.state_dict())
-    parts = list(named_components(model))
+    parts: list[tuple[str, Any]] = list(named_components(model))
     merged = [(path, part) for path, part in parts if hasattr(part, "effective_weight")]
     if not merged and not model.transforms:
         return weights
