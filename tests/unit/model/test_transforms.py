@@ -143,10 +143,10 @@ def test_description_messages(tmp_path, changes, message):
         Transformer.from_pretrained(tmp_path)
 
 
-def test_unknown_transform_without_any_known(tmp_path, monkeypatch):
+def test_unknown_transform_of_a_directory(tmp_path, monkeypatch):
     adapted().save_pretrained(tmp_path)
     monkeypatch.setitem(registry._registered, "transform", {})
-    with pytest.raises(UserError, match="'lora'; known: none; install the package that has it"):
+    with pytest.raises(UserError, match="unknown transform 'lora'; known: adapter"):
         read_description(tmp_path)
 
 
