@@ -60,7 +60,7 @@ TRAIN_FIELDS = {
     "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt", "val_share",
     "folds", "fold", "threads", "input_field", "label_field", "text_field", "input_separator",
     "columns", "delimiter", "quoting", "encoding", "wide_head", "callbacks", "transforms",
-    "adapter", "adapter_config",
+    "adapter", "adapter_config", "base_weights",
     "loss_terms",
 }  # fmt: skip
 WEIGHTS = {

@@ -283,3 +283,32 @@ def exported_pissa_has_half_the_alpha(original):
 def family_of_an_exported_adapter_is_lost(original):
     """The option `family` has no effect."""
     return lambda directory, out, *, family=None: original(directory, out)
+
+
+@fault("miniformer.adapters.base.quantized:dequantize")
+def scales_are_of_the_next_group(original):
+    """Each group has the scale of its neighbor."""
+    return lambda values, scales, bits: original(values, scales.roll(1, 1), bits)
+
+
+@fault("miniformer.adapters.base.quantized:quantized_base")
+def base_weights_are_not_quantized(original):
+    """The transform leaves the weights as they are."""
+    return lambda model, bits=8: model
+
+
+@fault("miniformer.adapters.files:write")
+def saved_adapter_is_that_of_the_start(original):
+    """The adapter directory of a run has the values of a new adapter."""
+
+    def write(directory, base, out):
+        from miniformer.adapters.files import save
+        from miniformer.checkpoint.pipeline import load
+        from miniformer.model.transforms import apply_transforms
+
+        trained, pipeline = load(directory), load(base)
+        pipeline.model = apply_transforms(pipeline.model, trained.model.transforms)
+        save(pipeline, out, base=base)
+        return ""
+
+    return write

@@ -229,6 +229,8 @@ def adapt_matrix(module: Any, name: str, part: Part) -> None:
         ):  # fmt: skip
             if type(module) is kind:
                 module.__class__ = adapted
+        if hasattr(type(module), "adapted_class"):  # such as a quantized one
+            module.__class__ = type(module).adapted_class()
         if not isinstance(module, Adapted):
             raise UserError(f"adapters cannot change a {type(module).__name__}")
         module.init_adapters()

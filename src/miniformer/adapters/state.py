@@ -291,6 +291,9 @@ def _embedding_part(model: Any, path: str, settings: LoraSettings, weight: Tenso
 
 
 def _weight(module: Any, path: str) -> Tensor:
+    if hasattr(type(module), "adapted_class"):
+        quantized: Tensor = module.effective_weight()
+        return quantized
     parameter = module._parameters.get("weight")
     if not isinstance(module, nn.Linear | nn.Embedding | Head) or parameter is None:
         raise UserError(f"adapter_config: {path}: a {type(module).__name__} cannot be adapted")

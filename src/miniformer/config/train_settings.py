@@ -136,6 +136,8 @@ class ModelSettings(StrictConfig):
         adapter: method that trains few weights of a frozen model, with init_from: lora, dora, ia3,
             bottleneck or bitfit; see docs/finetuning.md. The run writes an adapter directory, too.
         adapter_config: options of the adapter, such as {"r": 8, "targets": "all-linear"}.
+        base_weights: int8 or int4: integers in place of the matrices of the adapter's base, with a
+            scale for each 32 weights of a row (QLoRA); null: as they are.
     """
 
     heading: ClassVar[str] = "model"
@@ -149,13 +151,18 @@ class ModelSettings(StrictConfig):
     transforms: list[str | dict[str, Any]] = option([], kind="transform")
     adapter: str | None = option(None, choices=ADAPTERS)
     adapter_config: dict[str, Any] = option({})
+    base_weights: str | None = option(None, choices=("int8", "int4"))
 
     def all_transforms(self) -> list[str | dict[str, Any]]:
         """Transforms of the run, the last of which is its adapter."""
         if self.adapter is None:
             return self.transforms
         own = {"type": "adapter", "method": self.adapter, **self.adapter_config}
-        return [*self.transforms, own]
+        quantized: list[str | dict[str, Any]] = []
+        if self.base_weights is not None:
+            bits = int(self.base_weights.removeprefix("int"))
+            quantized.append({"type": "quantized_base", "bits": bits})
+        return [*self.transforms, *quantized, own]
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
@@ -173,6 +180,8 @@ class ModelSettings(StrictConfig):
             )
         if self.adapter is None and self.adapter_config:
             problems.append(f"adapter_config needs adapter; set one of {', '.join(ADAPTERS)}")
+        if self.adapter is None and self.base_weights is not None:
+            problems.append("base_weights needs adapter, since the base is frozen")
         if self.adapter is not None and self.init_from is None:
             problems.append("adapter needs init_from, the model directory of its base")
         if self.pretrain is not None and self.transforms:

@@ -185,7 +185,11 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "transform": Kind(
-        "(model, **options) -> model", {"adapter": "miniformer.adapters.api:adapter"}
+        "(model, **options) -> model",
+        {
+            "adapter": "miniformer.adapters.api:adapter",
+            "quantized_base": "miniformer.adapters.base.quantized:quantized_base",
+        },
     ),
     "adapter_format": Kind(
         "module with check(method, options), load(directory, adapter), write(directory, base, out) "

@@ -30,6 +30,8 @@ def embedding_weight(embedding: Any) -> Tensor | None:
 def local_width(module: Any) -> int:
     """Number of outputs of a linear-like module; of a sharded one, those on this device."""
     weight = getattr(module, "weight", None)
+    if weight is None and hasattr(module, "out_features"):  # without making the weight
+        return int(module.out_features)
     if weight is None:
         weight = effective_weight(module)
     to_local = getattr(weight, "to_local", None)  # of a DTensor

@@ -1,0 +1,1 @@
+"""Changes of a base: quantized weights, fewer heads of keys and values."""
