@@ -87,6 +87,7 @@ def test_whole_train_config_is_for_entry_points_setup_and_resume():
     }
     entry_points = {
         *("__init__.py", "trainer.py", "training/api.py", "training/run.py"),
+        "training/pretrain.py",  # of the run before
         *("training/cross_validation.py", "training/in_memory.py"),
     }
     folders = ("commands/", "training/setup/", "training/resume/", "training/trials/")

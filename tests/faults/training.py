@@ -1115,10 +1115,10 @@ def pretraining_ignores_batch_tokens(original):
     return pretrain_config
 
 
-@fault("miniformer.training.run:load_pretrained_weights")
+@fault("miniformer.training.pretrain:load_pretrained_weights")
 def pretraining_leaves_no_weights(original):
     """A run starts from random weights after its pretraining."""
-    return lambda model, directory, model_kind: []
+    return lambda model, directory, model_kind: (0, [])
 
 
 @fault("miniformer.training.setup.resolve:resolve_precision")

@@ -13,20 +13,20 @@ import lightning as L
 from rich.console import Console
 
 from miniformer.config import UserError
-from miniformer.config.train_settings import HardwareSettings, OptimizationSettings
+from miniformer.config.train_settings import HardwareSettings
 from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.nan_check import explain_nan_errors
 from miniformer.training.callbacks.progress import make_console
 from miniformer.training.distributed import launcher
 from miniformer.training.evaluate import RunResult, evaluate, validate_last_step
-from miniformer.training.lit_module import MiniFormerLitModule
+from miniformer.training.pretrain import pretrain
 from miniformer.training.report.artifacts import RunArtifacts
+from miniformer.training.resume.auto import resume_auto
 from miniformer.training.resume.config import AUTO, complete_config, resolve_resume
 from miniformer.training.resume.restart_folder import RunFolder
 from miniformer.training.setup import builders, limits, pretraining, run_folder
 from miniformer.training.setup.auto_tune import auto_tune
-from miniformer.training.setup.init_from import load_pretrained_weights
-from miniformer.training.setup.prepare import RunSetup, prepare
+from miniformer.training.setup.prepare import prepare
 from miniformer.training.setup.resolve import resolve_device_type
 from miniformer.training.tuning.compile import compile_layers
 from miniformer.training.tuning.hardware import cpu_threads
@@ -68,7 +68,7 @@ def train(
         attempts = RunFolder(name)
         earlier = launcher.broadcast_from_rank0(attempts.find_existing)
         if config.resume == AUTO:
-            config = launcher.broadcast_from_rank0(partial(_resume_auto, config, earlier, console))
+            config = launcher.broadcast_from_rank0(partial(resume_auto, config, earlier, console))
         config, checkpoint = resolve_resume(config, earlier)
         with run_folder.run_folder_errors() as created:
 
@@ -78,16 +78,7 @@ def train(
 
             own = builders.build_callbacks(callbacks, config.callbacks)
             console = launcher.rank0_console(console)
-            return _train(config, console, own, checkpoint, create_folder, records=records)
-
-
-def _resume_auto(config: TrainConfig, earlier: Path | None, console: Console) -> TrainConfig:
-    """The config of the run that `resume=auto` resumes, or of a new one."""
-    from miniformer.training.resume.auto import resolve_auto_resume
-
-    if earlier is not None:  # torchrun has restarted these processes
-        return dataclasses.replace(config, resume=None)
-    return resolve_auto_resume(config, launcher.rank0_console(console).print)
+            return _train(config, own, checkpoint, create_folder, console=console, records=records)
 
 
 def _train_in_worker(
@@ -103,17 +94,18 @@ def _train_in_worker(
 
 def _train(
     config: TrainConfig,
-    console: Console,
     callbacks: Sequence[L.Callback],
     checkpoint: Path | None,
     create_folder: Callable[[], Path],
+    *,
+    console: Console,
     parent_folder: Path | None = None,
     records: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Prepares, trains and evaluates a run in this process; see `train`.
 
     Args:
-        config, console, callbacks, records: see `train`.
+        config, callbacks, console, records: see `train`.
         checkpoint: the checkpoint to resume from.
         create_folder: creates the folder of a new run.
         parent_folder: folder of the run that this run pretrains for.
@@ -129,10 +121,7 @@ def _train(
     console.print(run.summary("given" if parent_folder is None else "of the run and its pretrain"))
     config = run.config
     budget, total_steps = limits.make_budget(config, run.data, run.num_validations)
-    options = config.part(OptimizationSettings).module_options()
-    module = MiniFormerLitModule(
-        run.model, task=run.task, tokenizer=run.tokenizer, budget=budget, **options
-    )
+    module = builders.make_module(run, budget)
     pretrains = config.pretrain is not None and checkpoint is None
     pretrain_config = pretraining.pretrain_config(run) if pretrains else None
     folder = Path(config.resume or launcher.broadcast_from_rank0(create_folder))
@@ -141,7 +130,8 @@ def _train(
     if artifacts.is_global_zero:
         run_folder.save_setup(folder, run)
     if pretrain_config is not None:
-        result = _pretrain(run, pretrain_config, folder, console, records)
+        train_part = partial(_train, console=console, parent_folder=folder, records=records)
+        result = pretrain(run, pretrain_config, folder, console, train_part)
         if result.interrupted is not None:
             return dataclasses.replace(result, folder=folder)
     if config.compile:
@@ -157,28 +147,3 @@ def _train(
         if total_steps is None and own.interrupt.signal is None and own.stop_reason is None:
             limits.warn_unreached_limits(config, trainer.global_step, run.num_validations)
         return evaluate(trainer, module, run, own, artifacts, console, parent_folder)
-
-
-def _pretrain(
-    run: RunSetup,
-    config: TrainConfig,
-    folder: Path,
-    console: Console,
-    records: Mapping[str, Any] | None,
-) -> RunResult:
-    """Pretrains the model on its texts, or resumes that, and loads the weights."""
-    config, checkpoint = launcher.broadcast_from_rank0(
-        lambda: pretraining.resume_pretraining(config, folder)
-    )
-    console.print("pretraining: masked language modeling on the input texts")
-
-    def create_folder() -> Path:
-        return run_folder.create_run_folder(folder, pretraining.PRETRAIN_FOLDER)
-
-    callbacks = builders.build_callbacks((), config.callbacks)
-    result = _train(config, console, callbacks, checkpoint, create_folder, folder, records)
-    if result.interrupted is None:
-        _, new = load_pretrained_weights(run.model, result.model, run.kind)
-        console.print(f"pretraining complete; newly initialized: {', '.join(new)}")
-    L.seed_everything(run.config.seed, verbose=False)  # as after resuming
-    return result

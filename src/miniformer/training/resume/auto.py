@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
+from miniformer.training.distributed.launcher import rank0_console
 from miniformer.training.resume.config import (
     CHANGEABLE_FIELDS,
     CONFIG_FILE,
@@ -29,6 +32,19 @@ from miniformer.utils.atomic import write_json
 
 GIVEN_FILE, RESULT_FILE = "given_settings.json", "result.json"
 _PLACE_FIELDS = ("resume", "work_dir", "experiment_name")
+
+
+def resume_auto(config: TrainConfig, earlier: Path | None, console: Console) -> TrainConfig:
+    """The config of the run that `resume=auto` resumes, or of a new one.
+
+    Args:
+        config: a run with all settings and `resume="auto"`.
+        earlier: the folder of these processes before torchrun restarted them; None: a first start.
+        console: output of rank 0.
+    """
+    if earlier is not None:
+        return dataclasses.replace(config, resume=None)
+    return resolve_auto_resume(config, rank0_console(console).print)
 
 
 def resolve_auto_resume(config: TrainConfig, log_fn: Callable[[str], Any]) -> TrainConfig:

@@ -174,6 +174,19 @@ def load_best_weights(run: RunSetup, folder: Path, averaging: WeightAveraging | 
         averaging.ema.reset()
 
 
+def make_module(run: RunSetup, budget: Budget) -> MiniFormerLitModule:
+    """Creates the Lightning module of a run.
+
+    Args:
+        run: the prepared run.
+        budget: the end of the run, which the learning rate follows.
+    """
+    options = run.config.part(OptimizationSettings).module_options()
+    return MiniFormerLitModule(
+        run.model, task=run.task, tokenizer=run.tokenizer, budget=budget, **options
+    )
+
+
 def make_trainer(run: RunSetup, folder: Path | None, callbacks: Sequence[L.Callback]) -> L.Trainer:
     """Builds the Trainer; the callbacks decide when to validate and when to stop.
 
