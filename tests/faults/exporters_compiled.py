@@ -6,12 +6,12 @@ from tests.faults import fault
 @fault("miniformer.exporters.compiled.write:compare")
 def verification_is_skipped(original):
     """The comparison reports success without running what was written."""
-    from miniformer.exporters.compiled.verify import Comparison
+    from miniformer.exporters.verify import Comparison
 
-    return lambda source, programs, runs, **sizes: Comparison(0.0, 1.0, 32)
+    return lambda source, programs, runs, **sizes: Comparison(0.0, 1.0, 32, 32)
 
 
-@fault("miniformer.exporters.compiled.verify:LIMIT")
+@fault("miniformer.exporters.verify:LIMIT")
 def any_difference_is_accepted(original):
     """The limit of differences is 10."""
     return 10.0

@@ -151,3 +151,19 @@ def gguf_reports_the_mean_difference(original):
 def llama_cpp_rounds_keys_and_values(original):
     """Keys and values of the comparison are float16."""
     return 1
+
+
+@fault("miniformer.interop.gguf.metadata:Keys._get")
+def keys_of_gguf_are_ignored(original):
+    """Keys that the import does not need have their defaults."""
+
+    def _get(self, key, default):
+        return original(self, key, default) if default is None else default
+
+    return _get
+
+
+@fault("miniformer.interop.gguf.families:Architecture.large_scale")
+def large_gemma_has_the_scale_of_others(original):
+    """Gemma's 27B models have the scale 1 / sqrt(head_dim)."""
+    return lambda self, n_layers, d_model, n_heads: None

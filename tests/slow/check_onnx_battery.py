@@ -19,6 +19,7 @@ from miniformer.data.reading.records import as_records
 from miniformer.evaluation.run_batches import BatchSettings, run_batches
 from miniformer.exporters.onnx.graphs import write_graphs
 from miniformer.exporters.onnx.runner import run
+from miniformer.exporters.programs import make_programs
 from miniformer.exporters.source import Source
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import VERSE, tiny_model
@@ -127,7 +128,7 @@ def test_losses_of_a_classifier(tmp_path):
 @torch.no_grad()
 def test_classifier_with_a_wide_head_equals_the_model(tmp_path):
     model, task = a_classifier()
-    write_graphs(Source(model, None, task, None, tmp_path), tmp_path)
+    write_graphs(make_programs(Source(model, None, task, None, tmp_path)), tmp_path)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     for rows, length in ((1, 1), (1, 2), (4, 20), (5, 32)):
         batch = a_batch(rows, length)

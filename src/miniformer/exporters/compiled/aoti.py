@@ -9,9 +9,9 @@ from typing import Any
 import torch._inductor
 from torch.export import ExportedProgram
 
-from miniformer.exporters.compiled.verify import Run
 from miniformer.exporters.compiled.write import Format
 from miniformer.exporters.programs import Program
+from miniformer.exporters.verify import Run
 
 _EXAMPLES = Path(__file__).with_name("cpp")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from miniformer.exporters.compiled.flat import export_flat
-from miniformer.exporters.compiled.verify import Run
 from miniformer.exporters.compiled.write import Format
 from miniformer.exporters.programs import Program
+from miniformer.exporters.verify import Run
 
 
 def make_format(max_batch: int, max_length: int) -> Format:

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from miniformer.exporters.compiled.verify import Run
 from miniformer.exporters.compiled.write import Format
 from miniformer.exporters.programs import Program
+from miniformer.exporters.verify import Run
 
 
 def _write(exported: ExportedProgram, program: Program, path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from miniformer.exporters.compiled.verify import Run
 from miniformer.exporters.compiled.write import Format
 from miniformer.exporters.programs import Program
+from miniformer.exporters.verify import Run
 
 _ATEN = torch.ops.aten
 

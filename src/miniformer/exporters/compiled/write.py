@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from torch.export import ExportedProgram
 
 from miniformer.checkpoint.directory import atomic_model_directory, require_empty
+from miniformer.config import UserError
 from miniformer.exporters.compiled.flat import FlatView, export_flat
-from miniformer.exporters.compiled.verify import Run, compare
 from miniformer.exporters.onnx.description import describe
 from miniformer.exporters.programs import Program, make_programs
 from miniformer.exporters.source import read_source
+from miniformer.exporters.verify import Run, compare
 from miniformer.utils.atomic import write_json
 
 
@@ -69,7 +70,7 @@ def write_programs(
     with _quiet(), atomic_model_directory(out) as folder:
         files = {program.name: program.name + form.suffix for program in programs}
         for program in programs:
-            form.write(form.export(program), program, folder / files[program.name])
+            _write_program(form, program, folder / files[program.name])
         names = {p.name: {"inputs": p.inputs, "outputs": p.outputs} for p in programs}
         further: dict[str, Any] = {"to": form.name, "names": names, "limits": form.limits}
         further["past"] = _past_sizes(programs)
@@ -79,8 +80,23 @@ def write_programs(
         form.finish(programs, folder)
         if verify:
             runs = {p.name: form.load(folder / files[p.name], p) for p in programs}
-            result = compare(source, programs, runs, **comparison).text()
+            compared = compare(source, programs, runs, **comparison)
+            compared.check()
+            result = f"compared with the model: {compared.text()}"
     return f"written to {out}; {result}"
+
+
+def _write_program(form: Format, program: Program, path: Path) -> None:
+    try:
+        form.write(form.export(program), program, path)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # of torch.export or of a compiler, of many types
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        raise UserError(
+            f"{path.name}: {form.name} cannot compile this model; a part of one's own must consist "
+            f"of operations that it has: {type(error).__name__}: {reason:.300}"
+        ) from error
 
 
 def _past_sizes(programs: list[Program]) -> list[tuple[int, int]]:

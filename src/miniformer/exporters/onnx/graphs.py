@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,20 +18,19 @@ import torch
 from miniformer.config import UserError
 from miniformer.exporters.onnx.attention import translations
 from miniformer.exporters.onnx.initializers import save_model, share_tied_head
-from miniformer.exporters.programs import Program, make_programs
-from miniformer.exporters.source import Source
+from miniformer.exporters.programs import Program
 
 OPSET = 20
 
 
-def write_graphs(source: Source, folder: Path) -> dict[str, str]:
-    """Writes the graphs of a model; returns their file names by part.
+def write_graphs(programs: Sequence[Program], folder: Path) -> dict[str, str]:
+    """Writes the graphs of a model's programs; returns their file names by part.
 
     Raises:
         UserError: the model has a part that no graph can compute.
     """
     files = {}
-    for program in make_programs(source):
+    for program in programs:
         files[program.name] = f"{program.name}.onnx"
         write_graph(program, folder / files[program.name])
     return files

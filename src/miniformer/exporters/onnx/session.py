@@ -7,6 +7,7 @@ K key-value heads, E head width.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniformer.data.batching.length_bucketing import Batch, pad_sequences
+from miniformer.exporters.programs import Program
 from miniformer.exporters.source import Source
+from miniformer.exporters.verify import Run
 from miniformer.tasks.base import Task
 
 Arrays = dict[str, np.ndarray]
@@ -62,6 +65,17 @@ class OnnxModel:
         session = self.sessions[part]
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, arrays), strict=True))
+
+    def run_of(self, program: Program) -> Run:
+        """The graph of a program as a function of its inputs, in order."""
+        read = {item.name for item in self.sessions[program.name].get_inputs()}
+
+        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+            named = zip(program.inputs, inputs, strict=True)
+            outputs = self.run(program.name, {name: x.numpy() for name, x in named if name in read})
+            return [torch.from_numpy(outputs[name]) for name in program.outputs]
+
+        return run
 
     def empty_past(self, rows: int) -> Arrays:
         """Past of a prompt: one column of zeros, which is masked."""

@@ -117,11 +117,7 @@ def _round_in_blocks(model: Any, bits: int) -> None:
             new.append(helper.make_node("Reshape", [table, shape], [values]))
             sizes = {"K": groups * BLOCK, "N": outputs, "bits": 8}
         else:
-            matrix = tensors.read(name) if is_transposed else tensors.read(name).T
-            blocks = round_blocks(matrix, bits)
-            values = tensors.add(f"{name}.values", blocks.values)
-            scales = tensors.add(f"{name}.scales", blocks.scales)
-            sizes = {"K": matrix.shape[1], "N": matrix.shape[0], "bits": bits}
+            values, scales, sizes = _add_matrix(tensors, name, bits, is_transposed)
         new.append(_make_node("MatMulNBits", [node.input[0], values, scales], node))
         new[-1].attribute.extend(_attributes(**sizes, accuracy_level=_INT8_PRODUCTS))
     del nodes[:]
@@ -182,6 +178,25 @@ def _add_table(tensors: Initializers, table: str) -> tuple[str, str]:
     return values, scales
 
 
+def _add_matrix(
+    tensors: Initializers, name: str, bits: int, is_transposed: bool
+) -> tuple[str, str, dict[str, int]]:
+    """Names of the rounded values and scales of a matrix, and its sizes.
+
+    Layers may share a matrix, which is rounded once.
+    """
+    shape = tensors.shape(name) or (0, 0)
+    outputs, inputs = shape if is_transposed else shape[::-1]
+    side = "rows" if is_transposed else "columns"
+    values, scales = f"{name}.{side}.values", f"{name}.{side}.scales"
+    if tensors.shape(values) is None:
+        matrix = tensors.read(name)
+        blocks = round_blocks(matrix if is_transposed else matrix.T, bits)
+        tensors.add(values, blocks.values)
+        tensors.add(scales, blocks.scales)
+    return values, scales, {"K": inputs, "N": outputs, "bits": bits}
+
+
 def _used_nodes(nodes: list[Any], outputs: set[str]) -> list[Any]:
     """The nodes whose results are used, in their order."""
     used, needed = set(outputs), []
@@ -207,3 +222,4 @@ def _round_dynamically(path: Path) -> None:
         extra_options={"MatMulConstBOnly": True},
     )
     target.replace(path)
+    path.with_name(f"{path.name}.data").unlink(missing_ok=True)

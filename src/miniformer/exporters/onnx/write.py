@@ -20,10 +20,13 @@ from miniformer.exporters.onnx.bundle import write_bundle
 from miniformer.exporters.onnx.graphs import write_graphs
 from miniformer.exporters.onnx.losses import check_data, data_loss
 from miniformer.exporters.onnx.session import OnnxModel
-from miniformer.exporters.onnx.verify import compare
 from miniformer.exporters.onnx.weights import WEIGHTS, round_graph
+from miniformer.exporters.programs import make_programs
 from miniformer.exporters.source import read_source
+from miniformer.exporters.verify import compare
 from miniformer.registry import unknown_name_message
+
+LIMIT = 1e-3  # largest difference of float32 outputs, for outputs up to 1
 
 
 @destination(
@@ -61,17 +64,19 @@ def export_onnx(
         check_data(source)
     lines = [f"written to {out}"]
     with atomic_model_directory(Path(out)) as folder:
-        files = write_graphs(source, folder)
+        programs = make_programs(source)
+        files = write_graphs(programs, folder)
         losses: dict[str, float] = {}
         for kind in dict.fromkeys(("float32", weights)):
             if kind != "float32":
                 for name in files.values():
                     round_graph(folder / name, kind)
             if verify:
-                comparison = compare(source, OnnxModel(source, folder, files))
+                graphs = OnnxModel(source, folder, files)
+                result = compare(source, programs, {p.name: graphs.run_of(p) for p in programs})
                 if kind == "float32":
-                    comparison.check()
-                lines.append(f"{kind}: {comparison.describe()}")
+                    result.check(LIMIT)
+                lines.append(f"{kind}: compared with the model: {result.text()}")
             if data is not None:
                 losses[kind] = data_loss(source, OnnxModel(source, folder, files), data)
                 lines.append(f"{kind}: loss {losses[kind]:.4f} on {data}")

@@ -121,16 +121,16 @@ class Architecture:
                     yield f"{field}=None (only a number)"
             if config.window_pattern is None and config.sliding_window is None:
                 yield "sliding_window=None (only a number)"
-        scale = self.attention_scale(config)
-        if scale is not None and abs((config.attention_scale or scale) / scale - 1) > 1e-6:
-            yield f"attention_scale={config.attention_scale} (only {scale:.6g})"
+        if self.name in _LARGE_GEMMA_LAYERS:
+            default = config.head_width**-0.5
+            scale = self.large_scale(config.n_layers, config.d_model, config.n_heads) or default
+            if abs((config.attention_scale or default) / scale - 1) > 1e-6:
+                yield f"attention_scale={config.attention_scale} (only {scale:.6g})"
 
-    def attention_scale(self, config: TransformerConfig) -> float | None:
-        """The fixed scale of Gemma's attention; None: the family has no other one."""
-        if self.name not in _LARGE_GEMMA_LAYERS:
-            return None
-        large = config.n_layers == _LARGE_GEMMA_LAYERS[self.name]
-        return float((config.d_model // config.n_heads if large else config.head_width) ** -0.5)
+    def large_scale(self, n_layers: int, d_model: int, n_heads: int) -> float | None:
+        """The scale of the attention of Gemma's 27B models; None: 1 / sqrt(head_dim)."""
+        is_large = n_layers == _LARGE_GEMMA_LAYERS.get(self.name)
+        return float((d_model // n_heads) ** -0.5) if is_large else None
 
 
 _GEMMA: dict[str, Any] = {

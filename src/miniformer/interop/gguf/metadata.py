@@ -216,6 +216,9 @@ def _read_layout(
     if item.name == "bert":
         types = tensors.get("token_types.weight")
         fields["token_types"] = None if types is None else types[0]
+    if keys._get("attention.causal", not item.encoder) is item.encoder:
+        kind = "an encoder" if item.encoder else "causal"
+        raise UserError(f"{item.name}.attention.causal={item.encoder}: here the model is {kind}")
     if item.encoder:
         numbers = {number: pooling for pooling, number in POOLINGS.items()}
         number = keys._get("pooling_type", 1)
@@ -228,10 +231,15 @@ def _read_layout(
         fields["logit_scale"] = None
     if item.name.startswith("gemma"):
         fields["embedding_scale"] = fields["d_model"] ** 0.5
+        fields["attention_scale"] = item.large_scale(
+            fields["n_layers"], fields["d_model"], fields["n_heads"]
+        )
 
 
 def _read_scaling(keys: Keys, fields: dict[str, Any]) -> None:
     kind = keys.text("rope.scaling.type", "none")
+    if keys.has("rope.scale_linear") and keys.number("rope.scale_linear") not in (0.0, 1.0):
+        raise UserError(f"{keys.prefix}.rope.scale_linear, of old files, is not supported")
     if not keys.has("rope.scaling.factor") and kind in ("none", "linear"):
         return
     if kind == "none":
@@ -265,6 +273,11 @@ def _read_windows(item: Architecture, keys: Keys, fields: dict[str, Any]) -> Non
     if isinstance(pattern, list) and len(pattern) >= fields["n_layers"]:
         letters = "".join("L" if local else "G" for local in pattern[: fields["n_layers"]])
         fields["window_pattern"] = _shortest_period(letters)
+    elif pattern is not None:
+        raise UserError(
+            f"{item.name}.attention.sliding_window_pattern={pattern!r:.80} is not supported, only "
+            "a list with true or false for each layer"
+        )
     if item.name == "gemma2":
         return
     local = 10000.0 if item.name == "gemma3" else fields["rotary_base"]

@@ -84,6 +84,7 @@ def test_export_without_comparison_says_so(command, monkeypatch):
     [
         (OSError(28, "No space left on device"), "out: cannot be written: No space left on device"),
         (UserError("attention: x has no program"), "attention: x has no program"),
+        (ValueError("no kernel\nof x"), "decoder.txt: text cannot compile this model; a part of"),
         (KeyboardInterrupt(), ""),
     ],
 )

@@ -38,7 +38,7 @@ class Graphs:
     def __init__(self, folder, task=None, tokenizer=None, **changes):
         self.model = tiny_model(**changes)
         source = Source(self.model, tokenizer, task, None, folder)
-        self.files = write_graphs(source, folder)
+        self.files = write_graphs(make_programs(source), folder)
         write_bundle(source, folder, self.files, "float32")
         self.folder = folder
         self.sessions = {

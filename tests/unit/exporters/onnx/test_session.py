@@ -11,9 +11,10 @@ from miniformer import Seq2SeqTransformer, UserError, registry
 from miniformer.data.reading.records import as_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.evaluation.run_batches import BatchSettings, run_batches
-from miniformer.exporters.onnx import verify
+from miniformer.exporters import verify
 from miniformer.exporters.onnx.losses import check_data, data_loss
 from miniformer.exporters.onnx.session import through_graphs
+from miniformer.exporters.programs import make_programs
 from miniformer.exporters.source import Source
 from tests.kit import VERSE, tiny_model
 from tests.kit.exports import torch_model
@@ -64,15 +65,16 @@ def test_loss_of_graphs_is_that_of_the_model(name, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 def test_comparison_of_each_kind_of_model(name):
     source = a_source(name)
-    graphs = torch_model(source)
-    result = verify.compare(source, graphs)
+    graphs, programs = torch_model(source), make_programs(source)
+    runs = {program.name: graphs.run_of(program) for program in programs}
+    result = verify.compare(source, programs, runs)
     result.check()
     assert result.difference < 1e-5
-    is_decoder = "decoder" in graphs.sessions
-    assert (result.texts, result.equal_texts) == ((3, 3) if is_decoder else (0, 0))
+    count = 64 if "decoder" in runs else 0
+    assert (result.num_greedy, result.num_equal) == (count, count)
     change_outputs(graphs)
-    with pytest.raises(UserError, match="the exported graphs differ from the model: largest"):
-        verify.compare(source, graphs).check()
+    with pytest.raises(UserError, match=r"differs from the model by 5\.0e-01"):
+        verify.compare(source, programs, runs).check()
 
 
 def change_outputs(graphs):

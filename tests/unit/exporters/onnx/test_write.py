@@ -10,7 +10,7 @@ from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.data.reading.records import as_records
 from miniformer.evaluation.run_batches import BatchSettings, run_batches
 from miniformer.exporters.onnx import write
-from miniformer.exporters.onnx.verify import Comparison
+from miniformer.exporters.verify import Comparison
 from tests.kit import tiny_model
 from tests.kit.exports import torch_model
 
@@ -37,7 +37,7 @@ def classifier(tmp_path_factory):
 def rounded(monkeypatch):
     """The graphs that an export rounds; the model computes in place of onnxruntime."""
     calls = []
-    monkeypatch.setattr(write, "write_graphs", lambda source, folder: {"model": "model.onnx"})
+    monkeypatch.setattr(write, "write_graphs", lambda programs, folder: {"model": "model.onnx"})
     monkeypatch.setattr(write, "OnnxModel", lambda source, folder, files: torch_model(source))
     monkeypatch.setattr(write, "round_graph", lambda path, kind: calls.append((path.name, kind)))
     return calls
@@ -52,7 +52,9 @@ def test_export_compares_and_keeps_the_loss(classifier, rounded, tmp_path, capsy
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"written to {out}"
     for number, kind in ((1, "float32"), (3, "int8_dynamic")):
-        assert lines[number].startswith(f"{kind}: largest difference of outputs ")
+        assert lines[number].startswith(
+            f"{kind}: compared with the model: the largest difference is "
+        )
         assert float(lines[number].split()[-1]) < 1e-5
     about = json.loads((out / "export.json").read_text())
     records = as_records(data, task.schema)
@@ -66,14 +68,17 @@ def test_export_compares_and_keeps_the_loss(classifier, rounded, tmp_path, capsy
 @pytest.mark.catches("graphs_that_differ_are_kept")
 def test_graphs_that_differ_leave_nothing(classifier, rounded, tmp_path, monkeypatch):
     folder, _, _ = classifier
-    monkeypatch.setattr(write, "compare", lambda source, graphs: Comparison(0.002, 1.0, 0, 0))
-    with pytest.raises(UserError, match="differ from the model: largest difference of outputs 2"):
+    monkeypatch.setattr(write, "compare", lambda *arguments: Comparison(0.002))
+    with pytest.raises(
+        UserError, match=r"differs from the model by 2\.0e-03, more than 1\.0e-03; n"
+    ):
         write.export_onnx(folder / "model", str(tmp_path / "out"))
     assert not any(tmp_path.iterdir())
-    for bad in (Comparison(float("nan"), 1.0, 0, 0), Comparison(0.0, 1.0, 3, 2)):
-        with pytest.raises(UserError, match="differ from the model"):
-            bad.check()
-    Comparison(0.005, 9.0, 3, 3).check()  # rounding of large outputs
+    with pytest.raises(UserError, match="differs from the model"):
+        Comparison(float("nan")).check()
+    with pytest.raises(UserError, match=r"other greedy tokens than the model \(1 of 3\)"):
+        Comparison(0.0, 1.0, 3, 2).check()
+    Comparison(5e-4, 9.0, 3, 3).check()  # rounding of large outputs
     text = write.export_onnx(folder / "model", str(tmp_path / "out"), verify=False)
     assert text.endswith("not compared with the model")
 

@@ -1,7 +1,7 @@
 """Comparison of written programs with the model, at several batch sizes, lengths and pasts.
 
-Decoders are compared with full passes of the model, which use no cache. Their greedy tokens must
-be the most probable ones of these passes.
+Decoders are compared with full passes of the model, which use no cache. Their greedy tokens are
+compared with the most probable ones of these passes.
 
 Letters: B batch, T tokens, S source length, W words.
 """
@@ -34,16 +34,40 @@ class Comparison(NamedTuple):
         difference: largest difference of an output.
         scale: largest output, at least 1.
         num_greedy: number of greedy tokens that were compared; 0: the model is no decoder.
+        num_equal: those that are the most probable ones of the model, or nearly so.
     """
 
     difference: float
     scale: float = 1.0
     num_greedy: int = 0
+    num_equal: int = 0
+
+    def check(self, limit: float | None = None) -> None:
+        """Checks that the differences are those of rounding.
+
+        Args:
+            limit: of differences, relative to `scale`; None: `LIMIT`.
+
+        Raises:
+            DifferenceError: an output differs by more, or a greedy token differs.
+        """
+        largest = (LIMIT if limit is None else limit) * self.scale
+        if not self.difference <= largest:  # NaN, too
+            raise DifferenceError(
+                f"what was written differs from the model by {self.difference:.1e}, more than "
+                f"{largest:.1e}; nothing is kept"
+            )
+        if self.num_equal < self.num_greedy:
+            raise DifferenceError(
+                "what was written chooses other greedy tokens than the model "
+                f"({self.num_greedy - self.num_equal} of {self.num_greedy}); nothing is kept"
+            )
 
     def text(self) -> str:
         """The result for a user."""
-        tokens = f"; {self.num_greedy} greedy tokens are equal" if self.num_greedy else ""
-        return f"compared with the model: the largest difference is {self.difference:.1e}{tokens}"
+        count = f"{self.num_equal} of {self.num_greedy}"
+        tokens = f"; {count} greedy tokens are equal" if self.num_greedy else ""
+        return f"the largest difference is {self.difference:.1e}{tokens}"
 
 
 @torch.no_grad()
@@ -63,31 +87,24 @@ def compare(
         runs: each program as loaded, by name.
         batch_sizes: numbers of rows.
         columns: number of tokens in a row; fewer if the model takes fewer.
-
-    Raises:
-        DifferenceError: a result differs by more than `LIMIT`, or a greedy token differs.
     """
     columns = min(columns, source.config.max_seq_len)
     generator = torch.Generator().manual_seed(0)
     results = []
+    by_name = {program.name: program for program in programs}
     for batch_size in batch_sizes:
-        inputs = _Inputs(source, generator, batch_size, columns)
-        by_name = {program.name: program for program in programs}
-        if "decoder" in by_name:
-            results.append(_compare_decoder(inputs, by_name, runs))
-        else:
-            results += [_compare_outputs(inputs, program, runs) for program in programs]
-    total = Comparison(
+        for left in (False, True):
+            inputs = _Inputs(source, generator, batch_size, columns, left)
+            if "decoder" in by_name:
+                results.append(_compare_decoder(inputs, by_name, runs))
+            else:
+                results += [_compare_outputs(inputs, program, runs) for program in programs]
+    return Comparison(
         max((result.difference for result in results), key=_nan_is_largest),
         max(result.scale for result in results),
         sum(result.num_greedy for result in results),
+        sum(result.num_equal for result in results),
     )
-    if not total.difference <= LIMIT * total.scale:  # NaN, too
-        raise DifferenceError(
-            f"what was written differs from the model by {total.difference:.1e}, more than "
-            f"{LIMIT * total.scale:.1e}; nothing is kept"
-        )
-    return total
 
 
 class _Inputs:
@@ -97,12 +114,18 @@ class _Inputs:
         source: the model.
         generator: state of the random numbers.
         batch_size, columns: numbers of rows, and of tokens in a row.
+        left: padding of inputs is on the left.
     """
 
     def __init__(
-        self, source: Source, generator: torch.Generator, batch_size: int, columns: int
+        self,
+        source: Source,
+        generator: torch.Generator,
+        batch_size: int,
+        columns: int,
+        left: bool,
     ) -> None:
-        self.source, self.generator = source, generator
+        self.source, self.generator, self.left = source, generator, left
         self.batch_size, self.columns = batch_size, columns
 
     def of(self, program: Program) -> list[Tensor]:
@@ -118,7 +141,8 @@ class _Inputs:
     def real(self) -> Tensor:
         """Columns of each row that are no padding, bool [B, T]; the first row has T."""
         num_padding = torch.arange(self.batch_size)[:, None] % min(4, self.columns)
-        return torch.arange(self.columns) < self.columns - num_padding
+        is_real = torch.arange(self.columns) < self.columns - num_padding
+        return is_real.flip(1) if self.left else is_real
 
     def _make(self, name: str, example: Tensor) -> Tensor:
         config = self.source.config
@@ -158,7 +182,9 @@ def _compare_decoder(
     """Compares prompts, chunks and greedy steps with full passes."""
     model, batch_size = inputs.source.model, inputs.batch_size
     ids = inputs.integers(inputs.source.config.vocab_size, inputs.columns)
-    real = inputs.real().flip(1)  # rows begin with padding, so that all end together
+    real = inputs.real()
+    # Rows begin with padding, so that all end together; that of a source is on either side.
+    real = real if inputs.left else real.flip(1)
     memory: list[Tensor] = []
     sources: list[Tensor] = []
     if "encoder" in programs:
@@ -190,15 +216,14 @@ def _compare_decoder(
     actual = torch.cat(parts, 1)
     if actual.shape != expected.shape:
         return Comparison(float("inf"))
-    result = Comparison(
-        _difference(actual[real], expected[real]), max(1.0, float(expected[real].abs().max()))
-    )
-    if num_greedy and result.difference <= LIMIT * result.scale:
+    scale = max(1.0, float(expected[real].abs().max()))
+    num_equal = 0
+    if num_greedy:
         before = expected[:, -num_greedy - 1 : -1]
         chosen = before.gather(2, ids[:, -num_greedy:, None])[..., 0]
-        if not (before.amax(2) - chosen).max() <= 2 * LIMIT * result.scale:
-            raise DifferenceError("what was written chooses other greedy tokens than the model")
-    return result._replace(num_greedy=num_greedy * batch_size)
+        num_equal = int((before.amax(2) - chosen <= 2 * LIMIT * scale).sum())
+    difference = _difference(actual[real], expected[real])
+    return Comparison(difference, scale, num_greedy * batch_size, num_equal)
 
 
 def _empty_past(program: Program, batch_size: int) -> list[Tensor]:
