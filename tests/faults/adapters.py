@@ -312,3 +312,35 @@ def saved_adapter_is_that_of_the_start(original):
         return ""
 
     return write
+
+
+@fault("miniformer.adapters.base.gqa:_shared_keys")
+def queries_keep_their_turn(original):
+    """The queries do not get the factors of their keys."""
+
+    def _shared_keys(keys, queries, moment, rotary):
+        return original(keys, queries, moment, rotary)[0], queries
+
+    return _shared_keys
+
+
+@fault("miniformer.adapters.base.gqa:convert_heads")
+def groups_are_of_distant_heads(original):
+    """The groups of heads are in another order than those of the queries."""
+
+    def convert_heads(model, n_kv_heads, method="mean", moments=None):
+        converted = original(model, n_kv_heads, method, moments)
+        if n_kv_heads == model.config.kv_heads or n_kv_heads == 1:
+            return converted
+        for name, parameter in converted.named_parameters():
+            if "k_proj" in name:
+                parameter.data = parameter.data.roll(converted.config.head_width, 0)
+        return converted
+
+    return convert_heads
+
+
+@fault("miniformer.adapters.commands.convert:cache_bytes_per_token")
+def cache_is_counted_in_bits(original):
+    """The printed size is in bits."""
+    return lambda model: 8 * original(model)

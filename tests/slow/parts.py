@@ -175,6 +175,17 @@ PARTS = (
         4,
         ("onnx", "onnxscript", "onnxruntime"),
     ),
+    Part(
+        "peft",
+        (*_PYTEST, "tests/slow/check_peft.py"),
+        (
+            "src/miniformer/adapters/**/*.py",
+            "src/miniformer/interop/hf/**/*.py",
+            "tests/slow/check_peft.py",
+        ),
+        3,
+        ("peft", "accelerate"),
+    ),
     Part("explore", ("-m", "tests.slow.explore"), (_PACKAGE, _TESTS), 15),
     Part("faults", ("-m", "tests.faults"), (_PACKAGE, _TESTS), 5),
     Part(

@@ -90,6 +90,10 @@ _COMMANDS = {
         "convert a Hugging Face model or a GGUF file to a model directory",
     ),
     "adapter": ("miniformer.adapters.commands.adapter", "list, merge and mix adapters of a model"),
+    "convert": (
+        "miniformer.adapters.commands.convert",
+        "convert a model to fewer heads of keys and values",
+    ),
     "serve": ("miniformer.serving.command", "serve models over HTTP, with OpenAI's interface"),
     "export": ("miniformer.exporters.command", "write a model for another program"),
     "export-bench": (
