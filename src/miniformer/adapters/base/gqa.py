@@ -115,7 +115,7 @@ def _convert(
         weight, bias = weights[f"{path}.{name}.weight"], weights.get(f"{path}.{name}.bias")
         column = weight.new_zeros(len(weight)) if bias is None else bias
         matrix = torch.cat((weight, column[:, None]), 1)
-        return matrix.double().unflatten(0, (-1, width))
+        return matrix.double().view(-1, width, matrix.shape[1])
 
     def store(name: str, matrix: Tensor) -> None:
         matrix = matrix.flatten(0, 1).to(weights[f"{path}.{name}.weight"].dtype)
@@ -123,7 +123,8 @@ def _convert(
         if f"{path}.{name}.bias" in weights:
             weights[f"{path}.{name}.bias"] = matrix[:, -1].contiguous()
 
-    keys, values = (rows(name).unflatten(0, (groups, -1)) for name in ("k_proj", "v_proj"))
+    keys, values = rows("k_proj"), rows("v_proj")  # [K, E, D + 1]
+    keys, values = (x.view(groups, -1, *x.shape[1:]) for x in (keys, values))
     if method == "mean":
         store("k_proj", keys.mean(1))
         store("v_proj", values.mean(1))
@@ -131,17 +132,18 @@ def _convert(
     size = keys.shape[-1]
     moment = torch.eye(size, dtype=torch.float64) if moment is None else moment.to(keys)
     rotary = config.rotary_dim if config.position == "rotary" and not module.cross else 0
-    queries = rows("q_proj").unflatten(0, (groups, keys.shape[1], -1))  # [G, m, H / K, E, D + 1]
+    # [G, m, H / K, E, D + 1]
+    queries = rows("q_proj").view(groups, keys.shape[1], -1, width, size)
     shared_keys, shared_values = [], []
     output = weights[f"{path}.o_proj.weight"]
-    outputs = output.double().unflatten(1, (groups, keys.shape[1], -1, width))
+    outputs = output.double().view(len(output), groups, keys.shape[1], -1, width)
     new_outputs = outputs.clone()
     for group in range(groups):
         shared, queries[group] = _shared_keys(keys[group], queries[group], moment, rotary)
         shared_keys.append(shared)
         basis = _basis(values[group].flatten(0, 1), moment, width)  # [m * E, E]
         shared_values.append(basis.T @ values[group].flatten(0, 1))
-        by_head = basis.unflatten(0, (-1, width))  # [m, E, E]
+        by_head = basis.view(-1, width, width)  # [m, E, E]
         new_outputs[:, group] = torch.einsum("omhe,mef->omhf", outputs[:, group], by_head)
     store("q_proj", queries.flatten(0, 2))
     store("k_proj", torch.stack(shared_keys))
@@ -151,7 +153,7 @@ def _convert(
 
 def _basis(matrix: Tensor, moment: Tensor, rank: int) -> Tensor:
     """Directions of outputs with the largest squares on the samples: [rows, D] -> [rows, rank]."""
-    _, vectors = torch.linalg.eigh(matrix @ moment.to(matrix.dtype) @ matrix.mH)
+    vectors: Tensor = torch.linalg.eigh(matrix @ moment.to(matrix.dtype) @ matrix.mH)[1]
     return vectors[:, -rank:]
 
 
@@ -182,6 +184,6 @@ def _shared_keys(
         stacked = keys[:, rotary:].flatten(0, 1)
         basis = _basis(stacked, moment, rest)  # [m * rest, rest]
         shared[rotary:] = basis.T @ stacked
-        by_head = basis.unflatten(0, (-1, rest))
+        by_head = basis.view(-1, rest, rest)
         changed[:, :, rotary:] = torch.einsum("mef,mhed->mhfd", by_head, queries[:, :, rotary:])
     return shared, changed
