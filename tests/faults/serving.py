@@ -58,12 +58,7 @@ def templates_are_left_out(original):
 def messages_make_special_tokens(original):
     """The rendered text is encoded as a whole."""
 
-    def encode(self, messages, tokenizer):
-        from miniformer.data.chat import _template_encoder
-
-        return _template_encoder(tokenizer.backend.to_str())(self.render(messages))
-
-    return encode
+    return lambda self, messages, tokenizer: tokenizer.encode_template(self.render(messages)).ids
 
 
 @fault("miniformer.serving.scheduling.worker:Worker._drop_cancelled")

@@ -18,6 +18,7 @@ from miniformer.config import (
 )
 from miniformer.config.renames import TASK_OPTIONS
 from miniformer.config.strict import rename_keys
+from miniformer.data.chat import read_template
 from miniformer.data.tokenizers.tokenizer import SOURCE_TOKENIZER, Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
@@ -91,6 +92,8 @@ def read_task(path: Path, kind: str) -> Task:
             f"{path}: {registry.unknown_name_message('task', name, registry.names('task'))}"
         )
     task_class = registry.get("task", name)
+    if "chat_template" in task_class.__dataclass_fields__ and kind == "encoder":
+        settings.setdefault("chat_template", read_template(path.parent))
     # Earlier versions used raw features and had no field `standardize`.
     features = settings.get("input_kind") == "features"
     if features and "standardize" in task_class.__dataclass_fields__:

@@ -5,6 +5,7 @@ tokenizer.json  task.json  generation_config.json  how to use it
 source_tokenizer/tokenizer.json                    the source tokenizer, if it is separate
 README.md (and its images)                         the model card
 data.json                                          how training read and batched its data
+chat_template.jinja                                renders conversations, of a model of chats
 huggingface.json                                   metadata of an imported model, for an export
 """
 
@@ -35,6 +36,7 @@ TOKENIZER_FILES = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "target_vocab.json"),
     *("source.spm", "target.spm"),
 )
+CHAT_TEMPLATE = "chat_template.jinja"
 CHAT_TEMPLATES = "additional_chat_templates"  # folder of further templates
 
 
@@ -70,7 +72,8 @@ def save_directory(
         model.save_pretrained(tmp_path, requires=[] if package is None else [package])
         if tokenizer is not None:
             tokenizer.save(tmp_path / "tokenizer.json")
-        write_json(tmp_path / "task.json", task)
+        template = task.get("chat_template")
+        write_json(tmp_path / "task.json", {k: v for k, v in task.items() if k != "chat_template"})
         write_json(tmp_path / "generation_config.json", generation.to_dict())
         if data is not None:
             write_json(tmp_path / FILE_NAME, data.to_dict())
@@ -83,6 +86,8 @@ def save_directory(
                 for name in tokenizer_files(source_directory):
                     (tmp_path / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(source_directory / name, tmp_path / name)
+        if template is not None:
+            write_text(tmp_path / CHAT_TEMPLATE, template)
 
 
 def tokenizer_files(directory: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""`miniformer data check`: statistics and invalid records of data files."""
+"""`miniformer data`: statistics and invalid records of data files, and their conversion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from miniformer import registry
+from miniformer.commands import data_convert
+from miniformer.commands.data_example import learned_example, template_of_directory
 from miniformer.config import ConfigError, UserError
 from miniformer.config.command_line import add_config_flags, command_parser, miniformer_command
 from miniformer.config.train_settings import FieldSettings
@@ -24,7 +26,7 @@ _MAX_BATCH_TOKENS = 4096  # of a suggested batch
 _DEFAULT_BATCH_SIZE = 16  # examples
 
 
-DESCRIPTION = "Check data files."
+DESCRIPTION = "Check data files, or convert them."
 
 
 def add_arguments(parser: Any) -> None:
@@ -54,10 +56,13 @@ def add_arguments(parser: Any) -> None:
     inner.add_subcommand(
         "check", check, help="counts, lengths, labels, duplicates, invalid records"
     )
+    data_convert.add_parser(inner)
 
 
 def run(values: dict[str, Any]) -> int:
-    """Checks; returns the exit code."""
+    """Checks or converts; returns the exit code."""
+    if values["what"] == "convert":
+        return data_convert.run(values["convert"])
     options = values["check"]
     options["task"] = registry.current_name("task", options["task"])
     if options["task"] not in _task_names():
@@ -76,7 +81,10 @@ def run(values: dict[str, Any]) -> int:
     from miniformer.training.tuning.data_defaults import given_task_options
 
     try:
-        given = given_task_options(options["task_config"])
+        given = {
+            **template_of_directory(options["task"], options["tokenizer"]),
+            **given_task_options(options["task_config"]),
+        }
         task = registry.get("task", options["task"]).from_dict(given)
     except ConfigError as error:
         raise UserError(f"task_config: {error}") from None
@@ -125,6 +133,9 @@ def run(values: dict[str, Any]) -> int:
         for line in fitted.record_warnings(splits[0].valid_records()):
             show(line)
     num_invalid = sum(split.num_invalid for split in splits)
+    if fitted is not None:
+        for line in learned_example(fitted, splits[0], options["tokenizer"]):
+            show(line)
     for split in splits:
         if split.num_invalid:
             show(f"invalid records of {split.name}: {split.num_invalid:,}")
@@ -170,11 +181,12 @@ def _length_counter(tokenizer: str | None, fields: list[str]) -> tuple[Any, str]
         lengths = {}
         for name in fields:
             values = [record[name] for record in records if isinstance(record[name], str | list)]
-            if name == "text":  # it may have parts
+            if name == "text":  # it may have parts, or messages
                 values = [
-                    value if isinstance(value, str) else "".join(part["text"] for part in value)
+                    value if isinstance(value, str)
+                    else "".join(part.get("text", part.get("content", "")) for part in value)
                     for value in values
-                ]
+                ]  # fmt: skip
             if not values or name in ("label", "labels", "tags", "value"):
                 continue
             texts = [

@@ -1,4 +1,4 @@
-"""`miniformer tokenizer train`: trains a tokenizer that several runs can use."""
+"""`miniformer tokenizer`: trains a tokenizer, or adds special tokens to a model directory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from miniformer import registry
 from miniformer.config import UserError
-from miniformer.config.command_line import command_parser, python_command
+from miniformer.config.command_line import command_parser, python_command, resolve_model
 
 _TEXT_FIELDS = ("text", "input", "source", "target")  # text fields of all tasks
 
 
-DESCRIPTION = "Train a tokenizer."
+DESCRIPTION = "Train a tokenizer, or add special tokens to a model."
 
 
 def add_arguments(parser: Any) -> None:
@@ -31,10 +31,20 @@ def add_arguments(parser: Any) -> None:
     train.add_argument("--out", type=str, default="tokenizer", help="directory to write")
     inner = parser.add_subcommands(required=True, dest="what")
     inner.add_subcommand("train", train, help="train a tokenizer on your text")
+    add = command_parser(
+        "Write a model directory with further special tokens, such as those of a chat template. "
+        "Their rows of the embedding and the head are the means of the others."
+    )
+    add.add_argument("directory", type=str, help="model directory, or the folder of a run")
+    add.add_argument("out", type=str, help="model directory to write")
+    add.add_argument("tokens", type=str, nargs="+", help="texts, such as '<|im_start|>'")
+    inner.add_subcommand("add-tokens", add, help="add special tokens to a model directory")
 
 
 def run(values: dict[str, Any]) -> int:
-    """Trains and writes a tokenizer; returns the exit code."""
+    """Trains and writes a tokenizer, or adds tokens; returns the exit code."""
+    if values["what"] == "add-tokens":
+        return _add_tokens(values["add-tokens"])
     options = values["train"]
     out, kind = Path(options["out"]), options["kind"]
     if kind not in _tokenizer_kinds():
@@ -78,6 +88,19 @@ def run(values: dict[str, Any]) -> int:
         f"use it: {python_command()} -m miniformer.trainer --train_path {first} "
         f"--tokenizer {shlex.quote(str(out))}"
     )
+    return 0
+
+
+def _add_tokens(options: dict[str, Any]) -> int:
+    from miniformer.checkpoint.add_tokens import add_tokens
+
+    result = add_tokens(resolve_model(options["directory"]), options["out"], options["tokens"])
+    for token in result.existing:
+        print(f"{token}: exists")
+    for token, token_id in result.new.items():
+        print(f"{token}: id {token_id}")
+    before, after = result.vocab_size
+    print(f"vocabulary: {before:,} -> {after:,} ids; written to {options['out']}")
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
+import numpy as np
 
 from miniformer import registry
 from miniformer.config import UserError
@@ -194,8 +195,14 @@ class MiniFormerDataModule(L.LightningDataModule):
             yield f"{split} windows: {batcher.summary(store)}"
 
     def truncation_warning(self, split: str) -> str | None:
-        """Warning about truncated examples of a split; None: none are known."""
+        """Warning about truncated or dropped examples of a split; None: none are known."""
         store = self.in_memory_examples(split)
+        if store is not None and (dropped := store.columns.get("dropped", np.zeros(1))).any():
+            return (
+                f"warning: {int((dropped > 0).sum()):,} of {len(dropped):,} {split} records are "
+                f"conversations longer than seq_len={self.seq_len} (the longest has "
+                f"{int(dropped.max()):,} tokens) and are left out"
+            )
         if store is None or "cut" not in store.columns:
             return None
         cut = store.columns["cut"]

@@ -82,9 +82,13 @@ _COMMANDS = {
         "miniformer.commands.generate",
         "continue prompts, or answer sources, with a model",
     ),
+    "chat": ("miniformer.commands.chat", "talk to a model that was trained on conversations"),
     "score": ("miniformer.commands.score", "perplexity of a language model on a file"),
-    "data": ("miniformer.commands.data", "check data files before training"),
-    "tokenizer": ("miniformer.commands.tokenizer", "train a tokenizer"),
+    "data": ("miniformer.commands.data", "check data files before training, or convert them"),
+    "tokenizer": (
+        "miniformer.commands.tokenizer",
+        "train a tokenizer, or add special tokens to a model",
+    ),
     "import": (
         "miniformer.commands.import_hf",
         "convert a Hugging Face model or a GGUF file to a model directory",

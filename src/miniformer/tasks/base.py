@@ -114,6 +114,10 @@ class Task(StrictConfig):
         """True if a tokenizer is needed. Known after `fit`."""
         return True
 
+    def special_tokens(self) -> tuple[str, ...]:
+        """Special tokens of a new tokenizer, beside its own. Known after `fit`."""
+        return ()
+
     def model_config(
         self, overrides: dict[str, Any], tokenizer: Tokenizer | None
     ) -> dict[str, Any]:
@@ -152,7 +156,8 @@ class Task(StrictConfig):
     ) -> list[Example]:
         """Encodes records into examples with equal keys; a record gives none, one or several.
 
-        The key `cut` of an example counts the tokens that were truncated; the run reports it.
+        The key `cut` of an example counts the tokens that were truncated, and `dropped` those of a
+        record that is left out; the run reports them.
 
         Args:
             records: checked by `schema`.

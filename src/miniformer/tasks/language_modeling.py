@@ -10,24 +10,33 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from miniformer.config import TransformerConfig, UserError, option
+from miniformer.config import (
+    GenerationConfig,
+    TransformerConfig,
+    UserError,
+    option,
+)
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.example_packing import ExamplePackingBatcher
 from miniformer.data.batching.length_bucketing import Batch, CollateFn, pad_sequences
 from miniformer.data.batching.loader import Batcher
 from miniformer.data.batching.packing import IGNORE_INDEX, PackedBatcher
+from miniformer.data.chat import ChatTemplate
+from miniformer.data.conversations.learned import learned_bytes
+from miniformer.data.conversations.messages import is_chat, text_check
 from miniformer.data.reading.records import TEXT_SCHEMA, Record, Records
-from miniformer.data.reading.schema import CHECK_TEXT_OR_PARTS, Schema
+from miniformer.data.reading.schema import Schema
 from miniformer.data.reading.suggestions import FIELD_FLAGS
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput
 from miniformer.tasks.base import BatchStats, Task, concat_batches, mean, total
+from miniformer.tasks.common import chat_texts
 from miniformer.tasks.common.input_encoding import ids_to_array
 from miniformer.tasks.common.losses import TokenLossRecorder, example_token_losses, token_loss
 from miniformer.tasks.common.record_results import RecordResults, sum_by_record
@@ -47,10 +56,12 @@ _MAX_PROMPT_CHARS = 400  # of a prompt that a record has
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModeling(TextGenerationTask):
-    """The task of `{"text": ...}` records and plain text.
+    """The task of `{"text": ...}` records, plain text and conversations.
 
     A text may be a list of parts, `[{"text": "...", "learn": false}, {"text": "..."}]`, of which
     only some are learned. `{"prompt": ..., "completion": ...}` is a text whose prompt is not.
+    `{"messages": [{"role": "user", "content": "..."}, ...]}` is a conversation, which a chat
+    template renders; conversations are packed whole.
 
     Args:
         prepend_bos: true: BOS is prepended to prompts, since they begin a document, as
@@ -58,6 +69,13 @@ class LanguageModeling(TextGenerationTask):
         label_smoothing: fraction of each label that is spread over the vocabulary, in training.
         packing: wrapped: windows are cut from the texts in a row, without padding; best_fit: a
             window has whole texts and some padding, and only texts longer than a window are split.
+        train_on: what is learned of a conversation. assistant: the contents of the assistant's
+            turns and their ends; completion: all that follows the prompt, which of messages is all
+            before the last answer; all: everything, and prompts of texts, too.
+        chat_template: renders conversations: plain, chatml or question_answer, a file, a model
+            directory, or Jinja text. null: that of init_from, else plain.
+        overlong: conversations of more than seq_len tokens. drop: they are left out, and counted;
+            refuse: they are an error.
     """
 
     name: ClassVar[str] = "language_modeling"
@@ -72,10 +90,27 @@ class LanguageModeling(TextGenerationTask):
     prepend_bos: bool = True
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
     packing: str = option("wrapped", choices=("wrapped", "best_fit"))
+    train_on: str = option("assistant", choices=("assistant", "completion", "all"))
+    chat_template: str | None = None
+    overlong: str = option("drop", choices=("drop", "refuse"))
 
     @property
     def schema(self) -> Schema:
-        return {"text": CHECK_TEXT_OR_PARTS}
+        check = None
+        if self.chat_template is not None:
+            check = partial(chat_texts.template_problem, setting=self.chat_template)
+        return {"text": text_check(self.train_on == "all", check)}
+
+    def fit(self, records: Records) -> Self:
+        template = self.chat_template
+        if not is_chat(records[0]["text"]):
+            return self
+        text = chat_texts.template_text(template or chat_texts.DEFAULT_TEMPLATE)
+        ChatTemplate(text)  # raises errors before a record does
+        return dataclasses.replace(self, chat_template=text, packing="best_fit")
+
+    def special_tokens(self) -> tuple[str, ...]:
+        return chat_texts.special_tokens(self.chat_template)
 
     def for_model(self, kind: str) -> Task:
         variants = {"encoder": LanguageModeling, "seq2seq": PrefixLanguageModeling}
@@ -104,6 +139,8 @@ class LanguageModeling(TextGenerationTask):
             )
         require_null(config, ("input_dim", "input", "output_dim"), "language modeling")
         super().check(config, tokenizer)
+        if tokenizer is not None and self.packing == "best_fit":
+            chat_texts.require_tokens(self.chat_template, tokenizer)
 
     def record_warnings(self, records: Records) -> Iterator[str]:
         """A hint if the records have a field of labels, which a language model does not read."""
@@ -119,14 +156,21 @@ class LanguageModeling(TextGenerationTask):
     ) -> list[Example]:
         """Examples with `ids`, framed by BOS and EOS as the task needs them, and `bytes`.
 
-        With parts, or whole packing, also `learn`: see `encode_parts`.
+        With parts, or whole packing, also `learn`: see `encode_parts`. With a chat template and
+        whole packing, also `dropped`: see `encode_chats`.
         """
         assert tokenizer is not None
+        if any(is_chat(record["text"]) for record in records):
+            return chat_texts.encode_mixed(self, records, tokenizer, seq_len)
         bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
         eos = [] if bos == eos or not self.prepend_bos else eos
         wrapped = self.packing == "wrapped"
         if not wrapped or not all(isinstance(record["text"], str) for record in records):
-            return encode_parts(records, tokenizer, prefix=bos, suffix=eos, running_text=wrapped)
+            examples = encode_parts(
+                records, tokenizer, prefix=bos, suffix=eos, running_text=wrapped
+            )
+            has_chats = self.chat_template is not None and not wrapped
+            return [{**x, "dropped": 0} for x in examples] if has_chats else examples
         encoded = tokenizer.encode_batch([record["text"] for record in records])
         return [
             {
@@ -206,8 +250,13 @@ class LanguageModeling(TextGenerationTask):
         self, batch_stats: Sequence[BatchStats], records: Records, indices: np.ndarray
     ) -> np.ndarray:
         """UTF-8 bytes of the labels of each record, [N]."""
-        texts = (learned_text(record["text"]) for record in records.read(indices))
-        return np.array([len(text.encode()) for text in texts])
+        texts = (record["text"] for record in records.read(indices))
+        return np.array(
+            [
+                learned_bytes(x, self.train_on) if is_chat(x) else len(learned_text(x).encode())
+                for x in texts
+            ]
+        )
 
     def resampled_metrics(
         self, results: RecordResults, counts: np.ndarray
@@ -245,15 +294,26 @@ class LanguageModeling(TextGenerationTask):
 
     def sample_prompts(self, records: Records) -> list[str]:
         text: Any = next((r["text"] for r in records if not self.is_empty(r)), "")
+        if is_chat(text):
+            return []
         if prompt := text_prompt(text):
             return [prompt[:_MAX_PROMPT_CHARS]]
         text = learned_text(text)
         return [text[:_SAMPLE_PROMPT_CHARS].rpartition(" ")[0] or text[:_SAMPLE_PROMPT_CHARS]]
 
+    def default_generation_config(
+        self, config: TransformerConfig, tokenizer: Tokenizer
+    ) -> GenerationConfig:
+        result = super().default_generation_config(config, tokenizer)
+        ends = self.chat_template and chat_texts.answer_end(self.chat_template, tokenizer)
+        return dataclasses.replace(result, stop_token_ids=ends) if ends else result
+
     def usage_snippet(self) -> str:
         return 'print(m.generate("...", max_new_tokens=64, temperature=0.8))'
 
     def usage_command(self, directory: str) -> str:
+        if self.chat_template is not None:
+            return f"chat {directory}"
         return f'generate {directory} "your prompt"'
 
 
@@ -276,11 +336,18 @@ class PrefixLanguageModeling(LanguageModeling):
     def schema(self) -> Schema:
         return TEXT_SCHEMA
 
+    def fit(self, records: Records) -> Self:
+        return self
+
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
         if self.packing != "wrapped":
             problems.append(
                 f"packing={self.packing} is for causal models; leave it out, or set model=decoder"
+            )
+        if self.chat_template is not None:
+            problems.append(
+                "chat_template is for causal models; leave it out, or set model=decoder"
             )
         return problems
 

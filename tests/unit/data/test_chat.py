@@ -31,11 +31,13 @@ def byte_tokenizer():
 def test_prompts_are_those_of_transformers(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer = byte_tokenizer()
-    reference = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend)
+    reference = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend, eos_token=tokenizer.eos_token
+    )
     want = reference.apply_chat_template(
         MESSAGES, chat_template=TEMPLATES[name], tokenize=False, add_generation_prompt=True
     )
-    assert ChatTemplate(name).render(MESSAGES) == want
+    assert ChatTemplate.for_tokenizer(name, tokenizer).render(MESSAGES) == want
 
 
 @pytest.mark.catches("messages_make_special_tokens")
@@ -48,9 +50,9 @@ def test_text_of_a_message_is_no_special_token():
 
 
 def test_a_template_that_changes_messages_refuses_special_tokens():
-    template = ChatTemplate("{% for m in messages %}{{ m.content | trim }}{% endfor %}")
+    template = ChatTemplate("{% for m in messages %}{{ m.content | upper | lower }}{% endfor %}")
     tokenizer = byte_tokenizer()
-    plain = [{"role": "user", "content": " hello "}]
+    plain = [{"role": "user", "content": "Hello"}]
     assert tokenizer.decode(template.encode(plain, tokenizer)) == "hello"
     with pytest.raises(UserError, match=r"contains '<\|im_end\|>', a special token"):
         template.encode(MESSAGES, tokenizer)

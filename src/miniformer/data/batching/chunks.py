@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader
 
-from miniformer.config import UserError
+from miniformer.config import InputError, UserError
 from miniformer.data.batching.columnar import ColumnarStore, Example
 from miniformer.data.reading.records import Record, Records
 
@@ -65,6 +65,7 @@ class RecordChunks:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.records, self.encode_fn, self.num_workers = records, encode_fn, num_workers
+        locate = records.location
         n_bytes = records.n_bytes
         self.chunk_size = chunk_size or _CHUNK_BYTES // max(1, n_bytes // len(records)) + 1
         self.in_memory: ColumnarStore | None = None
@@ -72,10 +73,21 @@ class RecordChunks:
             count = len(records)
             report = None if progress is None else lambda done: progress(done, count)
             self.in_memory = _encode_records(
-                iter(records), encode_fn, report, record_indices=range(count)
+                iter(records), encode_fn, report, record_indices=range(count), locate=locate
             )
-            if not len(self.in_memory):
-                raise UserError(f"{records.name}: no record has a token to train on")
+            if not len(self.in_memory) or self._all_dropped():
+                raise UserError(f"{records.name}: no record has a token to train on{self._hint()}")
+
+    def _all_dropped(self) -> bool:
+        """True if each record is longer than the context, see `Task.encode`."""
+        dropped = None if self.in_memory is None else self.in_memory.columns.get("dropped")
+        return dropped is not None and bool(np.all(dropped))
+
+    def _hint(self) -> str:
+        if self.in_memory is None or not self._all_dropped() or not len(self.in_memory):
+            return ""
+        shortest = int(self.in_memory.columns["dropped"].min())
+        return f": each is longer than seq_len (the shortest has {shortest:,} tokens); raise it"
 
     @property
     def num_chunks(self) -> int:
@@ -117,8 +129,9 @@ class RecordChunks:
         """
         try:
             return _encode_records(
-                iter(self.records.read(indices)), self.encode_fn, record_indices=indices
-            )
+                iter(self.records.read(indices)), self.encode_fn, record_indices=indices,
+                locate=self.records.location,
+            )  # fmt: skip
         except UserError as error:
             return error
 
@@ -185,16 +198,25 @@ def _encode_records(
     progress: Callable[[int], None] | None = None,
     *,
     record_indices: Sequence[int] | np.ndarray | None = None,
+    locate: Callable[[int], str] | None = None,
 ) -> ColumnarStore:
     """Encodes records batch by batch, since encoding takes far more memory than its result.
 
     `progress` is called with the number of encoded records. The column `record` has the index of
     each example's record, if each record gives one example or `encode_fn` numbers its examples.
+    `locate` names a record by its index, in an error about it.
     """
     stores, done = [], 0
     rows: list[int] | None = None if record_indices is None else []
     for batch in _batched(records, _ENCODE_BATCH_SIZE):
-        examples = encode_fn(batch)
+        try:
+            examples = encode_fn(batch)
+        except InputError as error:
+            if locate is None or record_indices is None:
+                raise
+            number = next(iter(error.problems))
+            name = locate(int(record_indices[done + number]))
+            raise UserError(f"{name}: the record {error.problems[number]}") from None
         numbers = _pop_record_numbers(examples, len(batch))
         rows = None if rows is None or numbers is None else rows + [done + n for n in numbers]
         stores.append(ColumnarStore.from_examples(examples))

@@ -140,7 +140,7 @@ def _with_derived_field(record: Record, name: str, check: DerivedCheck) -> Recor
     if value is None:
         return record
     for source, source_check in check.sources.items():
-        if problem := source_check(record[source]):
+        if source in record and (problem := source_check(record[source])):
             raise DataError(f"{source!r} {problem}")
     return {**record, name: value}
 
@@ -194,8 +194,12 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
-        texts = (item.get("text") if isinstance(item, dict) else item for item in value)
-        yield from (text for text in texts if isinstance(text, str))
+        for item in value:
+            for text in (
+                (item.get("text"), item.get("content")) if isinstance(item, dict) else [item]
+            ):
+                if isinstance(text, str):
+                    yield text
 
 
 def _find_surrogate(text: str) -> int | None:

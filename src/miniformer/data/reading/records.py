@@ -359,8 +359,11 @@ def as_records(
 
 
 def _text_length(value: Any) -> int:
-    """Characters of a string, or of the strings or parts of a text in a list."""
+    """Characters of a string, or of the strings, parts or messages of a text in a list."""
     if isinstance(value, list):
-        texts = (item.get("text") if isinstance(item, dict) else item for item in value)
+        texts = (
+            item.get("text", item.get("content")) if isinstance(item, dict) else item
+            for item in value
+        )
         return sum(len(text) for text in texts if isinstance(text, str))
     return len(value) if isinstance(value, str) else 0

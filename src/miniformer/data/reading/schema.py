@@ -37,7 +37,8 @@ class DerivedCheck:
     Args:
         check: see `FieldCheck`.
         derive: record without the field -> value of the field, or None.
-        sources: checks of the fields that the value is derived from, so that messages name them.
+        sources: checks of the fields that the value may be derived from, so that messages name
+            them.
     """
 
     check: FieldCheck
@@ -88,20 +89,6 @@ def check_text_or_parts(value: Any) -> str | None:
         if unknown := [name for name in part if name not in ("text", "learn")]:
             return f"part {number} has {unknown[0]!r}; a part has only text and learn"
     return None
-
-
-def _prompt_and_completion(record: Mapping[str, Any]) -> Any:
-    """Parts of a record with a prompt, which is not learned, and a completion."""
-    if not {"prompt", "completion"} <= record.keys():
-        return None
-    return [{"text": record["prompt"], "learn": False}, {"text": record["completion"]}]
-
-
-CHECK_TEXT_OR_PARTS = DerivedCheck(
-    check_text_or_parts,
-    _prompt_and_completion,
-    sources={"prompt": check_text, "completion": check_text},
-)
 
 
 def check_source(value: Any) -> str | None:

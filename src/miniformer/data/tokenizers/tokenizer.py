@@ -241,6 +241,30 @@ class Tokenizer:
         encode = getattr(self.backend, "encode_batch_fast", self.backend.encode_batch)
         return [list(encoding.ids) for encoding in encode(list(texts), add_special_tokens=False)]
 
+    @cached_property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Texts of the tokens beside those of the model, special ones among them."""
+        added = self.backend.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.content)
+
+    @cached_property
+    def _template_backend(self) -> tokenizers.Tokenizer:
+        """A copy that recognizes special tokens, and whose offsets have all spaces."""
+        file = {**json.loads(self.backend.to_str()), "post_processor": None}
+        backend = tokenizers.Tokenizer.from_str(json.dumps(file))
+        backend.encode_special_tokens = False
+        return backend
+
+    def encode_template(self, text: str) -> tokenizers.Encoding:
+        """Encodes text of a chat template, in which special tokens are recognized."""
+        return self._template_backend.encode(text, add_special_tokens=False)
+
+    def add_special_tokens(self, tokens: Sequence[str]) -> None:
+        """Adds special tokens to the vocabulary, those that are not in it yet."""
+        self.backend.add_special_tokens(list(tokens))
+        for name in ("vocab_size", "added_tokens", "_template_backend"):
+            self.__dict__.pop(name, None)  # computed anew
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens; invalid UTF-8 becomes U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))

@@ -120,7 +120,7 @@ def _tokenizer_keys(source: ExportSource, item: Architecture, with_tokenizer: bo
         tokenizer,
         source.config.vocab_size,
         template=template,
-        chat_template=_chat_template(source.directory),
+        chat_template=source.task.get("chat_template") or _chat_template(source.directory),
     )
     return keys | _type_count(item, source)
 

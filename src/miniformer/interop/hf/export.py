@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from miniformer.checkpoint.artifacts import read_artifacts
-from miniformer.checkpoint.directory import atomic_model_directory, read_hf_metadata, require_empty
+from miniformer.checkpoint.directory import (
+    CHAT_TEMPLATE,
+    atomic_model_directory,
+    read_hf_metadata,
+    require_empty,
+)
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -105,6 +110,8 @@ def to_hf(
         write_json(folder / "generation_config.json", options, sort_keys=True)
         task = str(source.task.get("task", ""))
         metadata.write_tokenizer(source.tokenizer, source.directory, folder, source.config, task)
+        if (template := source.task.get("chat_template")) is not None:
+            write_text(folder / CHAT_TEMPLATE, template)
         write_text(folder / "README.md", _model_card(name, source))
     return out
 

@@ -128,6 +128,21 @@ class TextGenerationTask(Task):
         (start,) = self.generation_inputs(
             model, tokenizer, [prompt], truncate=truncate, max_new_tokens=options.max_new_tokens
         )
+        return self.stream_input(
+            model, tokenizer, start, options, processors=processors, speculation=speculation
+        )
+
+    def stream_input(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        start: api.GenerationInput,
+        options: GenerationConfig,
+        *,
+        processors: Sequence[Processor] = (),
+        speculation: Speculation | None = None,
+    ) -> Iterator[str]:
+        """Streams the text that follows token ids; see `stream`."""
         constraints = make_constraints(tokenizer, options)
         detokenizer = StreamingDetokenizer(
             tokenizer.decode, options.stop_strings or [], tokenizer.stable_length

@@ -1,4 +1,7 @@
-"""Texts of which only some parts are learned: a list of {"text": ..., "learn": true or false}."""
+"""Texts of which only some parts are learned: a list of {"text": ..., "learn": true or false}.
+
+A conversation is a list of messages, {"role": ..., "content": ...}.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import numpy as np
 
 from miniformer.config import UserError
 from miniformer.data.batching.columnar import Example
+from miniformer.data.conversations.messages import ASSISTANT, is_chat
 from miniformer.data.reading.records import Record
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.input_encoding import ids_to_array
@@ -17,9 +21,13 @@ Text = str | Sequence[Mapping[str, Any]]  # of a record: a text, or its parts
 
 
 def text_parts(text: Text) -> Iterator[tuple[str, bool]]:
-    """Yields the parts of a text, and for each if it is learned."""
+    """Yields the parts of a text, and for each if it is learned; of a conversation, contents."""
     if isinstance(text, str):
         yield text, True
+    elif is_chat(text):
+        for message in text:
+            is_answer = message["role"] == ASSISTANT
+            yield message["content"], is_answer and message.get("learn", True)
     else:
         for part in text:
             yield part["text"], part.get("learn", True)

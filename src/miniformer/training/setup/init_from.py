@@ -12,6 +12,7 @@ from rich.console import Console
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, stored_settings
 from miniformer.checkpoint.directory import read_hf_metadata
 from miniformer.config import UserError
+from miniformer.data.chat import read_template
 from miniformer.data.tokenizers.tokenizer import SOURCE_TOKENIZER
 from miniformer.model.config_file import read_description
 from miniformer.registry import named_options
@@ -90,6 +91,9 @@ def config_from_pretrained(config: TrainConfig, model_kind: str) -> TrainConfig:
     options = _inherited_task_options(
         config.task, stored_settings(_read_json_object(directory / "task.json"))
     )
+    is_causal = config.task == "language_modeling" and model_kind == "encoder"
+    if is_causal and (template := read_template(directory)) is not None:
+        options["chat_template"] = template
     if any(name in config.task_config for name in _FEATURE_SCALING_OPTIONS):  # all by the user
         options = {k: v for k, v in options.items() if k not in _FEATURE_SCALING_OPTIONS}
     changes["task_config"] = {**options, **config.task_config}

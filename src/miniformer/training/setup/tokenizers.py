@@ -72,7 +72,10 @@ def make_tokenizer(
         if vocab_size is None and (setting := resolve_vocab_size(task, name, sample)):
             vocab_size = setting.value
             resolved.append(setting)
-        tokenizer = Tokenizer.train(name, sample, vocab_size)
+        special = task.special_tokens()
+        size = vocab_size and vocab_size - len(special)
+        tokenizer = Tokenizer.train(name, sample, size)
+        tokenizer.add_special_tokens(special)
         extent = f"the first {SAMPLE_BYTES / 1e6:.0f} MB of " if sample.truncated else ""
         source = "" if records is None else f", trained on {extent}{records.name}"
         return tokenizer, f"{name}, {tokenizer.vocab_size:,} ids{source}"

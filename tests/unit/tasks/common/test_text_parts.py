@@ -104,7 +104,7 @@ def test_batch_without_learned_tokens_has_no_loss():
 def test_errors_of_prompt_and_completion_name_them(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"prompt": "ab", "completion": "cd"}\n{"prompt": "a", "completion": 3}\n')
-    expected = r"train.jsonl:2: 'completion' must be a string, not an integer"
+    expected = r"train.jsonl:2: 'completion' must be a string or a list of messages, not an integer"
     records = as_records(str(path), LanguageModeling().schema)
     with pytest.raises(UserError, match=expected):
         list(records)
@@ -131,7 +131,10 @@ def test_prompt_and_completion_are_parts(tmp_path):
         ('{"text": [{"text": "a"}, {"learn": true}]}', "'text' part 2 has nothing as text"),
         ('{"text": [{"text": "a", "learn": 0}]}', "'text' part 1 has an integer as learn"),
         ('{"text": [{"text": "a", "lern": false}]}', "'text' part 1 has 'lern'; a part has only"),
-        ('{"prompt": 1, "completion": "a"}', "'prompt' must be a string, not an integer"),
+        (
+            '{"prompt": 1, "completion": "a"}',
+            "'prompt' must be a string or a list of messages, not an integer",
+        ),
         ('{"prompt": "a"}', "the record has no 'text'"),
         ('{"text": [{"text": "\\ud800"}]}', "half of a surrogate pair"),
     ],

@@ -1,0 +1,1 @@
+"""Conversations: lists of messages, their checks, templates and learned tokens."""
