@@ -251,3 +251,30 @@ def templates_are_not_read(original):
 def prompts_are_read_as_fast_as_they_can_be(original):
     """The times of steps are ignored."""
     return lambda self, num_running: self.most
+
+
+@fault("miniformer.serving.routes.echo:prompt_tokens")
+def echoed_tokens_have_the_scores_of_their_neighbors(original):
+    """The log-probabilities of a prompt are one place too late."""
+
+    def prompt_tokens(*args):
+        import dataclasses
+
+        tokens = original(*args)
+        values = [tokens[0].logprob, *(token.logprob for token in tokens)]
+        return [
+            dataclasses.replace(token, logprob=value)
+            for token, value in zip(tokens, values[: len(tokens)], strict=True)
+        ]
+
+    return prompt_tokens
+
+
+@fault("miniformer.serving.routes.translations:encode_prompts")
+def streamed_translations_lose_their_source(original):
+    """All pieces answer the first source."""
+
+    def encode_prompts(model, prompts, **options):
+        return original(model, [prompts[0] for _ in prompts], **options)
+
+    return encode_prompts

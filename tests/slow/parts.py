@@ -186,6 +186,19 @@ PARTS = (
         3,
         ("peft", "accelerate"),
     ),
+    Part(
+        "serving",
+        (*_PYTEST, "tests/slow/check_serving.py"),
+        (
+            "src/miniformer/serving/**/*.py",
+            "src/miniformer/generation/slot*.py",
+            "src/miniformer/runtime/native/slot*.py",
+            "tests/slow/check_serving.py",
+            "tests/unit/serving/conftest.py",
+        ),
+        15,
+        ("schemathesis",),
+    ),
     Part("explore", ("-m", "tests.slow.explore"), (_PACKAGE, _TESTS), 15),
     Part("faults", ("-m", "tests.faults"), (_PACKAGE, _TESTS), 5),
     Part(

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from miniformer import __version__
 from miniformer.serving.config import ServeConfig
@@ -51,7 +51,7 @@ def make_app(models: Models, config: ServeConfig, metrics: ServerMetrics) -> Fas
             return JSONResponse({"status": "failed", "models": dead}, 503)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_text() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
@@ -72,6 +72,16 @@ def make_app(models: Models, config: ServeConfig, metrics: ServerMetrics) -> Fas
         api_error = as_api_error(error)
         return JSONResponse(api_error.body(), api_error.status, headers=api_error.headers)
 
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = describe()
+        for path in document["paths"].values():
+            for operation in path.values():  # invalid requests have status 400 here
+                operation["responses"].pop("422", None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
     if config.cors is not None:
         app.add_middleware(
             CORSMiddleware, allow_origins=[config.cors], allow_methods=["*"], allow_headers=["*"]

@@ -40,13 +40,13 @@ class TokenText:
     Args:
         token: its id.
         text: its own text.
-        logprob: log-probability, in nats.
+        logprob: log-probability, in nats; None: it begins the text.
         top: the most likely tokens: text, id and log-probability.
     """
 
     token: int
     text: str
-    logprob: float
+    logprob: float | None
     top: list[tuple[str, int, float]]
 
 
@@ -197,22 +197,34 @@ async def generate(
                 events = await mailbox.take(next_poll - now)
             except TimeoutError:
                 continue
-            for job, event in events:
-                if isinstance(event, Failure):
-                    raise event.error
-                assert isinstance(event, Tokens)
-                if is_first:
-                    seconds = time.monotonic() - start
-                    metrics.server.first_token.labels(model.name).observe(seconds)
-                    is_first = False
-                if event.tokens[-1].finished:
+            if is_first:
+                seconds = time.monotonic() - start
+                metrics.server.first_token.labels(model.name).observe(seconds)
+                is_first = False
+            for job, tokens in _tokens_of(events).items():
+                if tokens[-1].finished:
                     unfinished.discard(job)
-                yield choices[job].add(event.tokens)
+                yield choices[job].add(tokens)
     finally:
         if unfinished:
             metrics.server.cancelled.labels(model.name).inc()
         for sequence in unfinished:
             sequence.cancel()
+
+
+def _tokens_of(events: list[tuple[Job, Any]]) -> dict[Job, list[Token]]:
+    """New tokens of each sequence; those of several steps together if the loop is late.
+
+    Raises:
+        Exception: the error of a sequence that failed.
+    """
+    tokens = dict[Job, list[Token]]()
+    for job, event in events:
+        if isinstance(event, Failure):
+            raise event.error
+        assert isinstance(event, Tokens)
+        tokens.setdefault(job, []).extend(event.tokens)
+    return tokens
 
 
 def encode_prompts(

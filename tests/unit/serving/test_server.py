@@ -191,10 +191,14 @@ def test_settings_that_expose_the_server_need_a_key():
 
 
 @pytest.mark.catches("a_broken_model_is_the_clients_fault")
-def test_a_model_that_gives_nan_is_an_error_and_the_server_goes_on(pipelines):
+@pytest.mark.parametrize("part", ["all", "q_proj"])
+def test_a_model_that_gives_nan_is_an_error_and_the_server_goes_on(part):
     broken = language_model()
-    for parameter in broken.model.parameters():
-        parameter.data.fill_(float("nan"))
+    if part == "all":
+        for parameter in broken.model.parameters():
+            parameter.data.fill_(float("nan"))
+    else:  # all scores of the attention are NaN
+        broken.model.layers[0].attention.q_proj.weight.data.fill_(float("nan"))
     with (
         running({"bad": broken, "lm": language_model()}) as (address, _),
         httpx.Client(base_url=address, timeout=30, trust_env=False) as http,

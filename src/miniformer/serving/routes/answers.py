@@ -64,7 +64,10 @@ def completion_logprobs(tokens: list[TokenText], offset: int) -> dict[str, Any]:
         "tokens": [token.text for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": [
-            {text: logprob for text, _, logprob in reversed(item.top)} for item in tokens
+            None
+            if item.logprob is None
+            else {text: logprob for text, _, logprob in reversed(item.top)}
+            for item in tokens
         ],
         "text_offset": offsets,
     }
@@ -73,7 +76,7 @@ def completion_logprobs(tokens: list[TokenText], offset: int) -> dict[str, Any]:
 def chat_logprobs(tokens: list[TokenText]) -> dict[str, Any]:
     """The field `logprobs` of chat completions."""
 
-    def entry(text: str, logprob: float) -> dict[str, Any]:
+    def entry(text: str, logprob: float | None) -> dict[str, Any]:
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
     return {

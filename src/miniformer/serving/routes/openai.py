@@ -16,6 +16,7 @@ from miniformer.serving.errors import ApiError, as_api_error
 from miniformer.serving.generation import (
     ClientLeft,
     Delta,
+    TokenText,
     encode_prompts,
     generate,
     max_new_tokens,
@@ -35,10 +36,12 @@ from miniformer.serving.routes.bodies import (
     Sampling,
     resolve_options,
 )
+from miniformer.serving.routes.echo import prompt_tokens
 from miniformer.serving.routes.logit_bias import logit_bias
+from miniformer.serving.routes.schemas import FAILED, STREAMED
 from miniformer.serving.state import ServerState, run_call
 
-router = APIRouter()
+router = APIRouter(responses=FAILED)
 
 
 @router.get("/v1/models")
@@ -55,7 +58,7 @@ async def show_model(name: str, request: Request) -> dict[str, Any]:
     return state.models.get(name).describe()
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=STREAMED)
 async def complete(body: CompletionBody, request: Request) -> Any:
     """Continues prompts; a seq2seq model answers them."""
     state: ServerState = request.app.state.server
@@ -69,29 +72,41 @@ async def complete(body: CompletionBody, request: Request) -> Any:
     inputs = encode_prompts(model, prompts, truncate=body.truncate, room=room)
     asked = 16 if body.max_tokens is None else body.max_tokens  # OpenAI's default
     texts = [_echo(model, prompt) if body.echo else "" for prompt in prompts]
+    echoed = list[list[TokenText]]()
     if body.echo and body.logprobs is not None:
-        raise ApiError("echo with logprobs is not supported; use /v1/score", param="logprobs")
+        echoed = await _echoed_tokens(state, model, request, prompts, inputs, body.logprobs)
+    offsets = dict[int, int]()  # characters so far of each choice, for `logprobs`
+
+    def logprobs(index: int, tokens: list[TokenText]) -> dict[str, Any] | None:
+        if body.logprobs is None:
+            return None
+        start = offsets.get(index, 0 if echoed else len(texts[index // body.n]))
+        offsets[index] = start + sum(len(token.text) for token in tokens)
+        return completion_logprobs(tokens, start)
 
     def choice(index: int, item: Collected, *, final: bool) -> dict[str, Any]:
-        prefix = texts[index // body.n]
-        logprobs = None
-        if body.logprobs is not None:
-            logprobs = completion_logprobs(item.tokens, len(prefix))
+        before = echoed[index // body.n] if final and echoed else []
         return {
             "index": index,
-            "text": (prefix if final else "") + item.text,
-            "logprobs": logprobs,
+            "text": (texts[index // body.n] if final else "") + item.text,
+            "logprobs": logprobs(index, before + item.tokens),
             "finish_reason": item.finish_reason,
         }
 
+    def first(index: int) -> dict[str, Any] | None:
+        text = texts[index // body.n]
+        named = logprobs(index, echoed[index // body.n]) if echoed else None
+        opening = {"index": index, "text": text, "logprobs": named, "finish_reason": None}
+        return opening if text else None
+
     answer = _Answer(
         state, model, body, request, inputs, header("text_completion", "cmpl", model.name), choice,
-        num_top=body.logprobs, first=lambda index: _text_choice(index, texts[index // body.n]),
+        num_top=body.logprobs, first=first,
     )  # fmt: skip
     return await answer.respond(asked)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=STREAMED)
 async def chat(body: ChatBody, request: Request) -> Any:
     """Answers the messages of a chat."""
     state: ServerState = request.app.state.server
@@ -178,10 +193,26 @@ def _echo(model: ServedModel, prompt: Any) -> str:
     return text
 
 
-def _text_choice(index: int, text: str) -> dict[str, Any] | None:
-    if not text:
-        return None
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+async def _echoed_tokens(
+    state: ServerState,
+    model: ServedModel,
+    request: Request,
+    prompts: list[Any],
+    inputs: list[GenerationInput],
+    num_top: int,
+) -> list[list[TokenText]]:
+    """Tokens of each prompt with their log-probabilities."""
+    if hasattr(model.pipeline.model, "decoder"):
+        raise ApiError(
+            "a seq2seq model gives its source no probability; leave echo or logprobs out",
+            param="echo",
+        )
+    pairs = [*zip(prompts, inputs, strict=True)]
+    tokens: list[list[TokenText]] = await run_call(
+        state, model, request,
+        lambda: [prompt_tokens(model.pipeline, *pair, num_top) for pair in pairs],
+    )  # fmt: skip
+    return tokens
 
 
 def _role_choice(index: int) -> dict[str, Any]:

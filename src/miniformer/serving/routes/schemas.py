@@ -9,6 +9,34 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from miniformer.serving.errors import unknown_field
 
 
+class ErrorFields(BaseModel):
+    """An error as OpenAI's interface has it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Body of every answer that is an error."""
+
+    error: ErrorFields
+
+
+# For the OpenAPI document.
+FAILED: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": text}
+    for status, text in (("4XX", "the request cannot be answered"), ("5XX", "the server fails"))
+}
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the answer; with `stream`, its events",
+        "content": {"application/json": {}, "text/event-stream": {}},
+    }
+}
+
+
 class Body(BaseModel):
     """Body of a request; strict types, no other fields."""
 

@@ -13,10 +13,11 @@ from miniformer.serving.errors import ApiError
 from miniformer.serving.generation import wrong_task
 from miniformer.serving.models import ServedModel
 from miniformer.serving.routes.attention import source_attention
-from miniformer.serving.routes.schemas import Body
+from miniformer.serving.routes.schemas import FAILED, STREAMED, Body
+from miniformer.serving.routes.translations import stream_translations
 from miniformer.serving.state import ServerState, run_call
 
-router = APIRouter()
+router = APIRouter(responses=FAILED)
 _CLASSIFIERS = (
     *("classification", "multilabel_classification", "ordinal_regression"),
     "token_classification",
@@ -39,6 +40,7 @@ class TranslateBody(InputBody):
     length_penalty: float | None = None
     max_tokens: int | None = Field(None, ge=1)
     attention: bool = False
+    stream: bool = False
 
 
 class ScoreBody(Body):
@@ -81,12 +83,16 @@ async def fill(body: InputBody, request: Request) -> dict[str, Any]:
     return await _predict(body, request, ("masked_lm",))
 
 
-@router.post("/v1/translate")
+@router.post("/v1/translate", responses=STREAMED)
 async def translate(body: TranslateBody, request: Request) -> dict[str, Any]:
     """Targets of sources, with beam search."""
     given = {"max_new_tokens": body.max_tokens, "length_penalty": body.length_penalty}
     options: dict[str, Any] = {name: x for name, x in given.items() if x is not None}
     options |= {"num_return_sequences": body.n, "num_beams": max(body.num_beams, body.n)}
+    if body.stream:
+        if body.attention:
+            raise ApiError("attention is not streamed; leave it or stream out", param="attention")
+        return await stream_translations(body, request, options)
     answer = await _predict(body, request, ("seq2seq",), method="generate", **options)
     if body.attention and isinstance(body.input, str):
         state: ServerState = request.app.state.server

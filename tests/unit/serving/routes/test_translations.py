@@ -1,0 +1,49 @@
+"""Streamed translations are those of the pipeline."""
+
+import json
+
+import pytest
+
+pytest.importorskip("fastapi")
+
+
+def events(http, body):
+    with http.stream("POST", "/v1/translate", json=body) as response:
+        assert response.status_code == 200
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+@pytest.mark.catches("streamed_translations_lose_their_source")
+def test_a_greedy_translation_comes_in_pieces(http, pipelines):
+    texts = ["abc", "hgf ed"]
+    deltas = events(http, {"model": "mt", "input": texts, "stream": True})
+    assert len(deltas) >= 2
+    for index, text in enumerate(texts):
+        own = [delta for delta in deltas if delta["index"] == index]
+        assert "".join(delta["text"] for delta in own) == pipelines["mt"].predict(text)
+        assert [delta["finish_reason"] for delta in own[:-1]] == [None] * (len(own) - 1)
+        assert own[-1]["finish_reason"] in {"stop", "length"}
+
+
+def test_the_best_of_a_search_come_by_rank(http, pipelines):
+    body = {"model": "mt", "input": ["abc", "b"], "num_beams": 3, "n": 2, "stream": True}
+    want = pipelines["mt"].generate(["abc", "b"], num_beams=3, num_return_sequences=2)
+    got = [(item["index"], item["rank"], item["text"]) for item in events(http, body)]
+    assert got == [(n, rank, text) for n, row in enumerate(want) for rank, text in enumerate(row)]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"model": "lm", "input": "a"}, "use /v1/completions"),
+        ({"model": "mt", "input": [1]}, "a stream needs texts"),
+        ({"model": "mt", "input": "a", "attention": True}, "attention is not streamed"),
+        ({"model": "mt", "input": ["a"] * 33, "n": 2}, "above the server's limit of 64"),
+    ],
+)
+def test_wrong_streams_are_refused_before_they_begin(http, body, message):
+    answer = http.post("/v1/translate", json={**body, "stream": True})
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
