@@ -22,7 +22,8 @@ def prompt_tokens(
         inputs: the encoded prompt, perhaps with BOS before it.
         num_top: number of most likely tokens at each place.
     """
-    model, tokenizer = pipeline.model, pipeline.tokenizer
+    model: Any = pipeline.model
+    tokenizer = pipeline.tokenizer
     assert tokenizer is not None
     ids = [*inputs.input_ids]
     own = tokenizer.encode(prompt) if isinstance(prompt, str) else ids

@@ -84,7 +84,7 @@ async def fill(body: InputBody, request: Request) -> dict[str, Any]:
 
 
 @router.post("/v1/translate", responses=STREAMED)
-async def translate(body: TranslateBody, request: Request) -> dict[str, Any]:
+async def translate(body: TranslateBody, request: Request) -> Any:
     """Targets of sources, with beam search."""
     given = {"max_new_tokens": body.max_tokens, "length_penalty": body.length_penalty}
     options: dict[str, Any] = {name: x for name, x in given.items() if x is not None}
