@@ -6,13 +6,15 @@ A Llama of 13.8M parameters with random weights generates 128 tokens greedily af
 batch 1, in transformers, and in onnxruntime with float32 and int8 weights. Then a step after 100
 columns is compared with one after 900. Last, processes start, load the model and generate one
 token: `run.py`, and the same with torch and Miniformer. Rounds take all of them in turn; results
-are medians. Libraries that are not installed are skipped.
+are medians of seconds of the processor, and of the clock, which a loaded machine makes longer.
+Libraries that are not installed are skipped.
 """
 
 import argparse
 import importlib.util
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,7 +29,7 @@ import miniformer
 from environment import environment
 from miniformer.exporters.onnx.runner.decoding import State
 from miniformer.exporters.onnx.runner.run import Model
-from miniformer.exporters.onnx.write import WEIGHTS
+from miniformer.exporters.onnx.weights import round_graph
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
 CONFIG = {"vocab_size": 8192, "d_model": 384, "n_heads": 6, "n_layers": 6, "d_ff": 1024,
@@ -43,9 +45,11 @@ TORCH = (
 
 
 def seconds(function):
-    start_time = time.perf_counter()
+    """Seconds of the clock, and of the processor in this process and in its children."""
+    start_time, before = time.perf_counter(), os.times()
     function()
-    return time.perf_counter() - start_time
+    clock, after = time.perf_counter() - start_time, os.times()
+    return clock, sum(after[:4]) - sum(before[:4])
 
 
 def transformers_model(model, folder):
@@ -68,9 +72,14 @@ def run_transformers(model, prompt):
 
 
 def step_seconds(runner, columns):
-    """Median seconds of a step after a number of columns."""
+    """Seconds of a step after a number of columns."""
     state = State(runner.graph("decoder"), [[1] * columns], {})
-    return statistics.median(seconds(lambda: state.append(np.array([1]))) for _ in range(STEPS))
+
+    def run():
+        for _ in range(STEPS):
+            state.append(np.array([1]))
+
+    return tuple(value / STEPS for value in seconds(run))
 
 
 def process_seconds(code, folder):
@@ -91,11 +100,13 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model.save_pretrained(folder / "model")
-        kinds = [kind for kind in ("float32", "int8") if kind in WEIGHTS]
-        for weights in kinds:
-            miniformer.export(
-                folder / "model", folder / weights, to="onnx", weights=weights, verify=False
-            )
+        export_seconds = seconds(
+            lambda: miniformer.export(folder / "model", folder / "float32", to="onnx", verify=False)
+        )
+        kinds = ("float32", "int8", "int4")
+        for weights in kinds[1:]:
+            shutil.copytree(folder / "float32", folder / weights)
+            round_graph(folder / weights / "decoder.onnx", weights)
         threads = torch.get_num_threads()
         runners = {kind: Model(folder / kind, threads) for kind in kinds}
         runs = {
@@ -127,13 +138,14 @@ def main():
             kind: round((folder / kind / "decoder.onnx").stat().st_size / 1e6, 1)
             for kind in runners
         }
-    medians = {kind: statistics.median(values) for kind, values in times.items()}
-    results = {
-        "tokens_per_second": {kind: round(NEW / medians[kind], 1) for kind in runs},
-        "ms_per_step": {n: round(1000 * medians[f"step {n}"], 2) for n in (100, 900)},
-        "seconds_to_first_token": {n: round(medians[f"start {n}"], 2) for n in starts},
-        "megabytes": sizes,
-    }
+    results = {"megabytes": sizes, "seconds_to_export": [round(x, 1) for x in export_seconds]}
+    for number, unit in ((1, "processor"), (0, "clock")):
+        medians = {kind: statistics.median(x[number] for x in v) for kind, v in times.items()}
+        results[unit] = {
+            "tokens_per_second": {kind: round(NEW / medians[kind], 1) for kind in runs},
+            "ms_per_step": {n: round(1000 * medians[f"step {n}"], 2) for n in (100, 900)},
+            "seconds_to_first_token": {n: round(medians[f"start {n}"], 2) for n in starts},
+        }
     print(json.dumps(results, indent=2))
     if args.save:
         peers = ("transformers", "onnxruntime", "onnx", "numpy", "tokenizers")

@@ -27,6 +27,7 @@ SCRIPTS = {
     ],
     "environment.py": [],
     "export.py": ["--rounds", "1"],
+    "export_quality.py": ["{sets}", "--minutes", "0.05", "--records", "4"],
     "generation.py": ["--rounds", "1"],
     "hf_files.py": ["--d_model", "64", "--n_layers", "2", "--types", "float32", "--rounds", "1"],
     "norms.py": ["--rounds", "1"],
@@ -52,6 +53,7 @@ SCRIPTS = {
 PEERS = {
     "beams.py": ("transformers", "ctranslate2"),
     "export.py": ("transformers", "onnxruntime"),
+    "export_quality.py": ("onnxruntime", "sacrebleu"),
     "generation.py": ("transformers", "llama_cpp", "gguf"),
     "train_step.py": ("transformers",),
 }
@@ -99,6 +101,17 @@ def make(folder: Path, values: dict[str, str]) -> None:
     for split, lines in (("train", 3000), ("val", 300)):
         text = "\n".join(" ".join(rng.choices(tokens, k=8)) for _ in range(lines))
         (data / f"{split}.txt").write_text(text + "\n", encoding="utf-8")
+    for name, keys in (("multi30k_ende", ("source", "target")), ("agnews", ("input", "label"))):
+        (data.parent / name).mkdir()
+        for split, count in (("train", 300), ("val", 50), ("test", 50)):
+            texts = [" ".join(rng.choices(tokens, k=8)) for _ in range(2 * count)]
+            targets = texts[count:] if name == "multi30k_ende" else [n % 4 for n in range(count)]
+            rows = (
+                dict(zip(keys, pair, strict=True))
+                for pair in zip(texts[:count], targets, strict=True)
+            )
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (data.parent / name / f"{split}.jsonl").write_text(text, encoding="utf-8")
     problem = run([
         "-m", "miniformer.trainer", "--train_path", f"{data}/train.txt", "--tokenizer", "char",
         "--model_config", json.dumps(TINY), "--max_steps", "3", "--logger", "none",
