@@ -38,6 +38,7 @@ SCRIPTS = {
         json.dumps({"max_steps": 4, "seq_len": 32, "model_config": TINY}),
     ],
     "quality_page.py": ["--check"],
+    "sft.py": ["--part", "speed", "--conversations", "4", "--rounds", "1"],
     "time_to_loss.py": ["{data}", "--reference", "51", "--seeds", "1"],
     "train_step.py": [
         "--layers", "1", "--width", "64", "--seq-len", "32", "--batch-size", "2",
@@ -55,6 +56,7 @@ PEERS = {
     "export.py": ("transformers", "onnxruntime"),
     "export_quality.py": ("onnxruntime", "sacrebleu"),
     "generation.py": ("transformers", "llama_cpp", "gguf"),
+    "sft.py": ("trl",),
     "train_step.py": ("transformers",),
 }
 CHECKOUTS = {"train_step.py": ("nanoGPT", "LitGPT"), "time_to_loss.py": ("nanoGPT",)}

@@ -47,6 +47,21 @@ PARTS = (
         ("lm-eval",),
     ),
     Part(
+        "trl",
+        (*_PYTEST, "tests/slow/check_trl.py"),
+        (
+            "src/miniformer/data/chat.py",
+            "src/miniformer/data/conversations/*.py",
+            "src/miniformer/data/batching/example_packing.py",
+            "src/miniformer/tasks/language_modeling.py",
+            "src/miniformer/tasks/common/chat_texts.py",
+            "tests/kit/chat_templates.py",
+            "tests/slow/check_trl.py",
+        ),
+        3,
+        ("trl",),
+    ),
+    Part(
         "gguf",
         (*_PYTEST, "tests/slow/check_gguf.py"),
         (
