@@ -11,7 +11,7 @@ PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test check format lint types imports coverage faults slow exports weights \
-	bench-quality bench-generate bench-export clean
+	docs bench-quality bench-generate bench-export clean
 
 help:
 	@echo "make demo    train a small language model on Python's own source (about 4 minutes)"
@@ -20,6 +20,7 @@ help:
 	@echo "make faults  seed faults and check that the tests catch each one"
 	@echo "make slow    checks before a release, about two hours: real loggers and lm-eval, mutations, ..."
 	@echo "make exports tests of AOTInductor with C++, OpenVINO, ExecuTorch, TVM: 15 minutes"
+	@echo "make docs    build and check the documentation site in .site"
 	@echo "make bench-quality RECIPE=... DATA=...   train a recipe with three seeds and record its metrics"
 	@echo "make bench-generate   tokens a second, compared with other libraries"
 	@echo "make bench-export     speed of exported ONNX folders"
@@ -49,7 +50,7 @@ test: setup
 # have changed since they were recorded.
 check: lint types imports coverage
 	$(BIN)/python -m tests.faults --tests-passed --changed
-	$(BIN)/python -m tests.slow loggers lm_eval kernels devices compile seeds --changed
+	$(BIN)/python -m tests.slow loggers lm_eval kernels devices compile seeds docs --changed
 
 format: setup
 	$(BIN)/ruff format .
@@ -76,6 +77,10 @@ slow: setup
 # Runtimes of exported files, each in an environment of its own where packages exclude each other.
 exports: setup
 	$(BIN)/python -m tests.slow exports executorch tvm
+
+# The site, in an environment of its own; its links, sizes and pages are checked.
+docs: setup
+	$(BIN)/python -m tests.slow docs
 
 # The test command of the README, in two processes, with a minimum of coverage (see tests/first_cases.py).
 coverage: setup weights

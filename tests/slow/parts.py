@@ -129,6 +129,17 @@ PARTS = (
         1,
     ),
     Part(
+        "docs",
+        (*_PYTEST, "tests/slow/check_docs.py"),
+        (
+            "docs/**/*.md", "docs/_site/hooks.py", "mkdocs.yml", "README.md", "CONTRIBUTING.md",
+            "CHANGELOG.md", "benchmarks/README.md", "src/miniformer/__init__.py",
+            "tests/slow/check_docs.py",
+        ),
+        2,
+        ("mkdocs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python", "properdocs"),
+    ),
+    Part(
         "exports",
         (
             *_PYTEST, "tests/unit/exporters/compiled/test_openvino.py",

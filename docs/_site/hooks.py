@@ -1,0 +1,83 @@
+"""Hooks of the documentation site: pages from outside of `docs`, and the reference.
+
+The pages keep the links that work in the repository; this file rewrites those that leave `docs`.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[2]
+# Files of the repository that are pages of the site, by their path in it.
+PAGES = {
+    "index.md": "README.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "LICENSE": "LICENSE",
+    "benchmarks/README.md": "benchmarks/README.md",
+}
+# Files that pages link to, copied as they are.
+COPIED = ("recipes/*.yaml", "benchmarks/*.yaml", "benchmarks/results/*.json", "benchmarks/*.py")
+# Pages of the reference: their title, and the packages whose public names they have.
+REFERENCE = {
+    "models": ("Models", ("config", "model")),
+    "data": ("Data", ("data",)),
+    "training": ("Training", ("train_config", "training", "tasks")),
+    "use": ("Loading, decoding, exchange", ("checkpoint", "generation", "interop")),
+    "tools": ("Export, serving, extension", ("exporters", "serving", "doctor", "registry")),
+}
+
+
+def on_files(files, config):
+    """Adds pages and files from outside of `docs`."""
+    for target, source in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, target, content=_links_in_site(text, source)))
+    for pattern in COPIED:
+        for path in sorted(ROOT.glob(pattern)):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(path)))
+    for page, content in _reference().items():
+        files.append(File.generated(config, page, content=content))
+    records = sorted(path.name for path in (ROOT / "docs" / "adr").glob("*.md"))
+    development = next(part["Development"] for part in config.nav if "Development" in part)
+    if not any("Decisions" in entry for entry in development):
+        development.append({"Decisions": [f"adr/{name}" for name in records]})
+    return files
+
+
+def on_page_markdown(markdown, page, **_):
+    """Links from a page of `docs` to the repository are links in the site."""
+    if page.file.src_uri in PAGES or "/" in page.file.src_uri:
+        return markdown
+    return markdown.replace("](../", "](")
+
+
+def _links_in_site(text, source):
+    """Links of a page from outside of `docs`: pages of `docs` are at the root of the site."""
+    text = text.replace("](docs/", "](").replace("](../docs/", "](../")
+    text = text.replace("](adr/)", "](architecture.md)")  # a folder is no page
+    if source == "benchmarks/README.md":
+        return text
+    return re.sub(r"\]\(README\.md(#[^)]*)?\)", r"](index.md\1)", text)
+
+
+def _reference():
+    """Pages with the docstrings of all public names, by path."""
+    tree = ast.parse((ROOT / "src/miniformer/__init__.py").read_text(encoding="utf-8"))
+    (names,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "_PUBLIC"
+    )
+    pages = {}
+    for page, (title, packages) in REFERENCE.items():
+        lines = [f"# {title}", "", "Each name is imported from `miniformer`.", ""]
+        for name in [name for name in names if names[name].split(".")[1] in packages]:
+            lines += [f"::: {names.pop(name)}.{name}", ""]
+        pages[f"reference/{page}.md"] = "\n".join(lines)
+    if names:
+        raise ValueError(f"no page of the reference has {', '.join(names)}")
+    return pages
