@@ -19,6 +19,7 @@ LIMIT_S = 900
 TINY = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
 # Arguments of each script; {data} is a folder of random text in {sets}, {model} a tiny model of it.
 SCRIPTS = {
+    "adapters.py": ["--rounds", "1", "--tiny", "--batch", "2", "--length", "16"],
     "beams.py": ["--rounds", "1"],
     "data_size.py": ["--large_mb", "3", "--small_mb", "1", "--steps", "3"],
     "defaults.py": [
@@ -52,6 +53,7 @@ SCRIPTS = {
 }  # fmt: skip
 # Packages that a script measures if they are installed.
 PEERS = {
+    "adapters.py": ("transformers", "peft"),
     "beams.py": ("transformers", "ctranslate2"),
     "export.py": ("transformers", "onnxruntime"),
     "export_quality.py": ("onnxruntime", "sacrebleu"),
