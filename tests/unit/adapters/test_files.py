@@ -9,11 +9,14 @@ from safetensors.torch import load_file, save_file
 
 import miniformer
 from miniformer import Pipeline, TransformerConfig, UserError, adapters, cli
+from miniformer.adapters.directory import read_adapter
 from miniformer.adapters.exchange.peft_export import write_peft
+from miniformer.adapters.files import check_base
 from miniformer.config.architectures import architecture_config
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.registry import get
 from miniformer.tasks.embedding import EmbeddingTask
+from tests.fuzz import HOSTILE
 from tests.kit import tiny_model
 from tests.unit.adapters.test_modules import IDS, randomize
 
@@ -281,3 +284,21 @@ def test_exported_adapter_of_pissa_has_the_change_of_the_adapter(tmp_path):
     torch.testing.assert_close(product[0] @ product[1] * alpha / rank, change, rtol=1e-5, atol=1e-5)
     arguments[1] = str(tmp_path / "unknown")
     assert cli.main(["export", *arguments, "unknown"]) == 2
+
+
+@pytest.mark.catches("types_of_patterns_are_not_checked")
+@pytest.mark.parametrize("name", ["lora", "ia3", "bottleneck"])
+def test_hostile_values_are_read_or_refused(folder, name, tmp_path):
+    """Each value of both files in turn; another exception than a UserError fails."""
+    path, refusals = changed(folder, tmp_path, name), 0
+    for file in ("adapter_config.json", "miniformer_adapter.json"):
+        original = (path / file).read_text()
+        for key in json.loads(original):
+            for value in HOSTILE:
+                (path / file).write_text(json.dumps({**json.loads(original), key: value}))
+                try:
+                    check_base(read_adapter(path), folder / "base", "Transformer")
+                except UserError:
+                    refusals += 1
+        (path / file).write_text(original)
+    assert refusals > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,7 @@ def from_peft_config(
         UserError: the type or an option is not supported, or does not fit the tensors.
     """
     kind = values.get("peft_type")
+    kind = kind if isinstance(kind, str) else json.dumps(kind)
     if kind in _OWN_TYPES:
         method = _OWN_TYPES[kind]
         fields = {field.name for field in dataclasses.fields(METHODS[method])}
