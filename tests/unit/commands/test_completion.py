@@ -33,7 +33,7 @@ def complete(script, *typed):
         (["train", "--task", "cl"], ["classification"]),
         (["train", "a.csv", "--find_lr", ""], ["true", "false"]),
         (["generate", "runs", "--weight_dtype", "int"], ["int8", "int4"]),
-        (["data", "c"], ["check"]),
+        (["data", "c"], ["check", "convert"]),
         (["data", "check", "--fau"], ["--faults"]),
         (["nothing", "--x"], []),
     ],
