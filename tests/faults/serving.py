@@ -257,10 +257,10 @@ def prompts_are_read_as_fast_as_they_can_be(original):
 def echoed_tokens_have_the_scores_of_their_neighbors(original):
     """The log-probabilities of a prompt are one place too late."""
 
-    def prompt_tokens(*args):
+    def prompt_tokens(pipeline, prompt, inputs, num_top):
         import dataclasses
 
-        tokens = original(*args)
+        tokens = original(pipeline, prompt, inputs, num_top)
         values = [tokens[0].logprob, *(token.logprob for token in tokens)]
         return [
             dataclasses.replace(token, logprob=value)

@@ -13,6 +13,7 @@ from typing import Any
 from miniformer.config import UserError
 from miniformer.serving.config import ServeConfig, require_packages
 
+_KEEP_ALIVE_SECONDS = 75  # longer than a proxy keeps idle connections, which it may use until then
 _STOP_SECONDS = 10.0  # for running requests after SIGTERM
 _SWITCH_SECONDS = 0.0005  # a worker whose step is done waits for the event loop no longer than this
 
@@ -61,6 +62,7 @@ def _serve(named: Mapping[str, Any], config: ServeConfig, listener: socket.socke
             app,
             log_level="warning",
             timeout_graceful_shutdown=int(_STOP_SECONDS),
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             h11_max_incomplete_event_size=64 * 1024,
         )
         uvicorn.Server(settings).run(sockets=[listener])
