@@ -216,7 +216,10 @@ ELSEWHERE = {
     "compile": "takes a minute; tests/unit/model/test_compile.py",
     "devices": "starts processes; tests/e2e/test_devices.py",
     "num_nodes": "needs other machines; refused in tests/e2e/test_devices.py",
-    "transforms": "none is built in; tests/e2e/test_transforms.py",
+    "transforms": "need a base or a plug-in; tests/e2e/test_transforms.py",
+    "adapter": "needs a base; tests/e2e/test_adapters.py",
+    "adapter_config": "needs a base; tests/e2e/test_adapters.py",
+    "base_weights": "needs a base; tests/e2e/test_adapters.py",
     "batch_order": "none is built in; tests/e2e/test_data_plugins.py",
     "loss_terms": "none is built in; tests/e2e/test_loss_terms.py",
 }
