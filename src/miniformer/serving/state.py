@@ -79,9 +79,13 @@ class ServerState:
     def template(self, model: ServedModel) -> ChatTemplate | None:
         """The chat template of a model, read once; None: it has none."""
         if model.name not in self.templates:
-            directory = model.pipeline.directory
+            directory, tokenizer = model.pipeline.directory, model.pipeline.tokenizer
             text = None if directory is None else read_template(directory)
-            self.templates[model.name] = None if text is None else ChatTemplate(text)
+            self.templates[model.name] = (
+                None
+                if text is None or tokenizer is None
+                else ChatTemplate.for_tokenizer(text, tokenizer)
+            )
         return self.templates[model.name]
 
 
