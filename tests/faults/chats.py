@@ -145,3 +145,36 @@ def templates_are_not_stored(original):
         original(directory, task=task, **options)
 
     return save_directory
+
+
+@fault("miniformer.data.conversations.messages:_order_problem")
+def second_turns_in_a_row_are_fine(original):
+    """The order of turns is not checked."""
+    return lambda previous, role: None
+
+
+@fault("miniformer.commands.data_example:learned_example")
+def nothing_is_marked_as_learned(original):
+    """The example of `data check` has no marks around what is learned."""
+
+    def learned_example(task, split, tokenizer):
+        for line in original(task, split, tokenizer):
+            yield line if "learned: in" in line else line.replace("[[", "").replace("]]", "")
+
+    return learned_example
+
+
+@fault("miniformer.commands.data_convert:run")
+def invalid_records_are_dropped_unasked(original):
+    """`data convert` drops invalid records without `--invalid drop`."""
+    return lambda options: original({**options, "invalid": "drop"})
+
+
+@fault("miniformer.commands.chat:talk")
+def ctrl_c_ends_a_chat_at_once(original):
+    """The first Ctrl-C ends a conversation in the terminal."""
+
+    def talk(session, lines, *, interactive=False, write=None, note=None):
+        return original(session, lines, interactive=False, write=write, note=note)
+
+    return talk

@@ -147,3 +147,16 @@ def bare_models_need_a_task(original):
 def families_are_not_passed_on(original):
     """`--family` is ignored."""
     return lambda directory, out, *, family=None: original(directory, out)
+
+
+@fault("miniformer.exporters.onnx.attention:attention")
+def graph_scores_have_no_scale(original):
+    """Scores of attention in the graph are not divided by the root of the width."""
+
+    def attention(
+        query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+        enable_gqa=False,
+    ):  # fmt: skip
+        return original(query, key, value, attn_mask, dropout_p, is_causal, 1.0, enable_gqa)
+
+    return attention

@@ -553,3 +553,14 @@ def one_token_more_than_there_is_room_for(original):
         return original(longer, batch, options)
 
     return check_prompts
+
+
+@fault("miniformer.generation.slot_sequence:SlotSequence.add_token")
+def slots_continue_after_eos(original):
+    """A sequence in a slot ends at its length only."""
+
+    def add_token(self, token):
+        original(self, token)
+        self.finished = len(self.tokens) == self.options.max_new_tokens
+
+    return add_token

@@ -100,6 +100,7 @@ def test_answers_that_are_cut_are_named(monkeypatch):
     assert session.notes == ["the answer was stopped after 16 tokens; raise max_new_tokens"]
 
 
+@pytest.mark.catches("ctrl_c_ends_a_chat_at_once")
 def test_ctrl_c_stops_an_answer_and_then_ends(pipeline):
     session, notes, texts = ChatSession(pipeline, template="plain"), [], []
 

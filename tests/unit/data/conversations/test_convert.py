@@ -82,6 +82,7 @@ def test_invalid_records_are_refused_or_dropped(tmp_path, layout, record, messag
     assert convert_file(source, out, layout, drop_invalid=True) == (1, 1)
 
 
+@pytest.mark.catches("invalid_records_are_dropped_unasked")
 def test_the_command(tmp_path, capsys):
     source, out = write(tmp_path / "a.jsonl", ALPACA), tmp_path / "out.jsonl"
     options = {"file": source, "out": str(out), "from": "alpaca", "invalid": "refuse"}
