@@ -290,7 +290,7 @@ KINDS: dict[str, Kind] = {
         {name: line for name, (_, line) in _COMMANDS.items()},
     ),
     "check": Kind(
-        "(model | directory | pipeline | tokenizer) -> problems and notes, a line each",
+        "(model, directory, pipeline or tokenizer) -> problems and notes, a line each",
         {name: path for name, (path, _) in _CHECKS.items()},
         {name: line for name, (_, line) in _CHECKS.items()},
     ),

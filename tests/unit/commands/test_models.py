@@ -15,7 +15,7 @@ COMMANDS = {
     "generate": ["ab", "--temperature", "0", "--max_new_tokens", "2"],
     "score": [FILE],
     "evaluate": [FILE, "--resamples", "0", "--json"],
-    "doctor": [],
+    "doctor": ["--check", "leak"],
     "export": [],
 }
 

@@ -44,6 +44,7 @@ GIVEN = {
     "mask_share": [0.3], "scheme": ["none"], "check_tags": [False], "valid_predictions": [False],
     "strict_spans": [True], "outside_bias": [1.5], "word_pooling": ["first", "last"],
     "prepend_bos": [False], "packing": ["best_fit"], "max_source_len": [9], "max_target_len": [9],
+    "train_on": ["all"], "chat_template": ["chatml"], "overlong": ["refuse"],
     "start_id": [3], "eval_generate_samples": [7], "num_beams": [2], "length_penalty": [0.5],
 }  # fmt: skip
 # What goes with a value that cannot be given alone.
