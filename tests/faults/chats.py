@@ -79,11 +79,11 @@ def messages_make_special_tokens_in_training(original):
 
 
 @fault("miniformer.data.conversations.sandbox:ChatEnvironment._step")
-def loops_have_no_limit(original):
-    """A template runs twenty times as long as it may."""
+def steps_count_ten_thousandfold(original):
+    """A template of a few loops ends at the limit."""
 
     def step(self):
-        self._steps -= 0.95
+        self._steps += 9_999
         original(self)
 
     return step
@@ -118,10 +118,11 @@ def reset_keeps_the_messages(original):
     return lambda self: None
 
 
-@fault("miniformer.data.conversations.convert:from_alpaca")
+@fault("miniformer.data.conversations.convert:LAYOUTS")
 def inputs_are_left_out(original):
     """The input of an instruction is not converted."""
-    return lambda record: original({**record, "input": ""})
+    alpaca = original["alpaca"]
+    return {**original, "alpaca": lambda record: alpaca({**record, "input": ""})}
 
 
 @fault("miniformer.checkpoint.chat:ChatSession._prompt")

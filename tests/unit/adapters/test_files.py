@@ -286,7 +286,6 @@ def test_exported_adapter_of_pissa_has_the_change_of_the_adapter(tmp_path):
     assert cli.main(["export", *arguments, "unknown"]) == 2
 
 
-@pytest.mark.catches("types_of_patterns_are_not_checked")
 @pytest.mark.parametrize("name", ["lora", "ia3", "bottleneck"])
 def test_hostile_values_are_read_or_refused(folder, name, tmp_path):
     """Each value of both files in turn; another exception than a UserError fails."""

@@ -244,6 +244,7 @@ def test_saved_modules_are_copies():
     assert not model.head.weight.any()
 
 
+@pytest.mark.catches("types_of_patterns_are_not_checked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -253,6 +254,8 @@ def test_saved_modules_are_copies():
         ({"r": 0}, "r must be at least 1"),
         ({"rank": 4}, "unknown field .rank.; known: .* r, alpha"),
         ({"rank_pattern": {"w_proj": 2}}, "rank_pattern: 'w_proj' matches nothing"),
+        ({"rank_pattern": {"v_proj": 1.5}}, "rank_pattern: v_proj: must be an integer above 0"),
+        ({"alpha_pattern": {"v_proj": "2"}}, "alpha_pattern: v_proj: must be a number, not '2'"),
         ({"modules_to_save": ["heads"]}, "modules_to_save: 'heads' matches nothing.*'head'"),
         ({"new_tokens": [99]}, "99 is not below the vocabulary size 31"),
         ({"init": "svd"}, "init must be one of"),
