@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import miniformer
+from miniformer.exporters.compiled.flat import FlatView
+from miniformer.exporters.programs import make_programs
+from miniformer.exporters.source import read_source
 from miniformer.model.transformer import Transformer
 from tests.kit import run_python
 
@@ -76,6 +79,14 @@ def check(directories, prompts, result):
 
 
 @pytest.mark.catches("programs_have_one_batch_size")
+def test_programs_take_any_number_of_rows(directories):
+    programs = make_programs(read_source(directories / "decoder"))
+    for program in programs:
+        view = FlatView(program)
+        sizes = zip(view.example_inputs(), view.dynamic_shapes(), strict=True)
+        assert all(0 in shape for tensor, shape in sizes if tensor.dim() > 1)
+
+
 def test_pt2_decodes_without_this_package(exported, directories, monkeypatch):
     prompts = PROMPTS[1]
     scope = {"json": json, "torch": torch}

@@ -9,8 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from miniformer import Pipeline, Seq2SeqTransformer, Tokenizer, UserError
+from miniformer.exporters.onnx import graphs
 from miniformer.exporters.onnx.bundle import write_bundle
 from miniformer.exporters.onnx.graphs import write_graphs
 from miniformer.exporters.onnx.initializers import Initializers
@@ -202,6 +204,25 @@ def test_the_runner_needs_neither_torch_nor_this_package(decoder, texts):
 
 
 @pytest.mark.catches("graph_has_a_tied_head_twice")
+def test_a_copy_of_the_embedding_becomes_its_transpose():
+    """`torch.onnx` transposes a small weight before it writes it."""
+    table = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["vectors"]),
+        helper.make_node("MatMul", ["vectors", "head"], ["logits"]),
+    ]
+    tensors = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(table.T, "head")]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 7])
+    graph = helper.make_graph(nodes, "tied", [ids], [logits], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    graphs.share_tied_head(model)
+    assert [tensor.name for tensor in model.graph.initializer] == ["table"]
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (outputs,) = session.run(None, {"ids": np.array([2, 5])})
+    np.testing.assert_allclose(outputs, table[[2, 5]] @ table.T, atol=1e-6)
+
+
 def test_a_tied_head_is_written_once(decoder):
     tensors = onnx.load(decoder.folder / "decoder.onnx").graph.initializer
     assert [sorted(x.dims) for x in tensors].count([32, decoder.model.config.vocab_size]) == 1
