@@ -167,7 +167,7 @@ def names_of_models_may_repeat(original):
 @fault("miniformer.serving.scheduling.worker:num_slots")
 def memory_does_not_limit_slots(original):
     """`memory` is ignored."""
-    return lambda model_config, config: config.slots
+    return lambda model_config, config, has_source=False: config.slots
 
 
 @fault("miniformer.serving.config:ServeConfig.cross_check")
