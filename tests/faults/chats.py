@@ -79,11 +79,11 @@ def messages_make_special_tokens_in_training(original):
 
 
 @fault("miniformer.data.conversations.sandbox:ChatEnvironment._step")
-def steps_count_ten_thousandfold(original):
+def steps_count_a_hundred_thousandfold(original):
     """A template of a few loops ends at the limit."""
 
     def step(self):
-        self._steps += 9_999
+        self._steps += 99_999
         original(self)
 
     return step

@@ -31,7 +31,7 @@ def test_templates_end(source, message):
         ChatTemplate(source).render(MESSAGES)
 
 
-@pytest.mark.catches("steps_count_ten_thousandfold")
+@pytest.mark.catches("steps_count_a_hundred_thousandfold")
 def test_loops_and_operators_are_those_of_jinja():
     source = (
         "{% for m in messages * 2 %}{{ loop.index }}{{ loop.last }}{{ loop.length }}"
