@@ -86,7 +86,7 @@ def decoder_sees_its_label(original):
     return collate_seq2seq
 
 
-@fault("miniformer.tasks.language_modeling:collate_prefixes")
+@fault("miniformer.tasks.prefix_language_modeling:collate_prefixes")
 def encoder_sees_the_first_label(original):
     """The source of a prefix model ends with the first label."""
 

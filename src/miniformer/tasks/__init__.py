@@ -1,1 +1,4 @@
-"""Tasks: how records are encoded, the loss, and the metrics."""
+"""Tasks: how records are encoded, the loss, and the metrics.
+
+It has more than 12 files, since each is one task or a variant of one.
+"""

@@ -13,8 +13,9 @@ from miniformer.evaluation.run_batches import BatchSettings, run_batches
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.classification import Classification
-from miniformer.tasks.language_modeling import LanguageModeling, PrefixLanguageModeling
+from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.masked_lm import MaskedLM
+from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
 from miniformer.tasks.token_classification import TokenClassification

@@ -24,11 +24,8 @@ from miniformer.model.transformer import Transformer
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.common.input_encoding import collate_inputs
 from miniformer.tasks.common.seq2seq_batch import collate_seq2seq
-from miniformer.tasks.language_modeling import (
-    LanguageModeling,
-    PrefixLanguageModeling,
-    collate_prefixes,
-)
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling, collate_prefixes
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import a_series, tiny_config, tiny_model

@@ -11,7 +11,8 @@ from miniformer import MiniFormerDataModule, Tokenizer, UserError
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.data.chat import TEMPLATES
 from miniformer.data.reading.records import JSONLinesDataset
-from miniformer.tasks.language_modeling import LanguageModeling, PrefixLanguageModeling
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling
 from tests.kit import tiny_model
 from tests.kit.chat_templates import text_of
 

@@ -12,8 +12,9 @@ from miniformer.config import GenerationConfig, InputError, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.tasks.classification import Classification
-from miniformer.tasks.language_modeling import LanguageModeling, PrefixLanguageModeling
+from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.masked_lm import MaskedLM
+from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import tiny_model

@@ -15,7 +15,8 @@ from miniformer.data.batching.chunks import _encode_records
 from miniformer.data.reading.records import JSONLinesDataset, RecordError, as_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.text_parts import learned_text, text_prompt
-from miniformer.tasks.language_modeling import LanguageModeling, PrefixLanguageModeling
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling
 from tests.kit import tiny_model
 
 CHARACTERS = Tokenizer.train("char", ["abcdefgh"])

@@ -10,10 +10,11 @@ from miniformer.exporters.onnx.runner import run
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.embedding import EmbeddingTask
 from miniformer.tasks.feature_seq2seq import FeatureSeq2Seq
-from miniformer.tasks.language_modeling import LanguageModeling, PrefixLanguageModeling
+from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.masked_lm import MaskedLM
 from miniformer.tasks.multilabel_classification import MultiLabelClassification
 from miniformer.tasks.ordinal_regression import OrdinalRegression
+from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import VERSE, tiny_model
