@@ -155,6 +155,10 @@ def main():
             "load": round(os.getloadavg()[0], 1),
             **results,
         }
+        parts = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        for part in ("convert", "artifacts"):  # of export_files.py
+            if part in parts:
+                stored[part] = parts[part]
         RESULTS.write_text(json.dumps(stored, indent=2) + "\n")
 
 
