@@ -130,8 +130,8 @@ def main():
         peers = ("onnxruntime", "onnx", "openvino", "llama_cpp_python", "gguf", "numpy")
         stored = {"environment": environment(*peers), "rounds": args.rounds, "load": load}
         stored["results"] = results
-        whole = json.loads(RESULTS.read_text()) | {args.part: stored}
-        RESULTS.write_text(json.dumps(whole, indent=2) + "\n")
+        merged = json.loads(RESULTS.read_text()) | {args.part: stored}
+        RESULTS.write_text(json.dumps(merged, indent=2) + "\n")
 
 
 if __name__ == "__main__":
