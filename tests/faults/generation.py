@@ -475,14 +475,31 @@ def stop_prefix_before_half_character_is_given(original):
 
     def add_token(self, token):
         self.tokens.append(token)
-        text = self.decode(self.tokens)
-        settled = self.stable_length(self.tokens, text)
+        window, text = self._window()
+        settled = self.stable_length(window, text)
         return self._emit(
             text,
             min(settled, len(text) - partial_stop_length(text, self.stop_checker.stop_strings)),
         )
 
     return add_token
+
+
+@fault("miniformer.generation.detokenizer:StreamingDetokenizer._shorten")
+def window_starts_within_held_back_text(original):
+    """The window of a stream begins at its last tokens, whatever their text is."""
+
+    def shorten(self, length, text):
+        self._start += length - 1
+        self.emitted -= len(text) - len(self._window()[1])
+
+    return shorten
+
+
+@fault("miniformer.generation.detokenizer:StreamingDetokenizer._shorten")
+def each_token_decodes_the_whole_stream(original):
+    """The window of a stream grows with its text."""
+    return lambda self, length, text: None
 
 
 @fault("miniformer.generation.detokenizer:StopStringChecker._decode_tail")

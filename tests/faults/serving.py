@@ -250,7 +250,19 @@ def templates_are_not_read(original):
 @fault("miniformer.serving.scheduling.pacing:PromptPacer.limit")
 def prompts_are_read_as_fast_as_they_can_be(original):
     """The times of steps are ignored."""
-    return lambda self, num_running: self.most
+    return lambda self, num_running, num_waiting: self.most
+
+
+@fault("miniformer.serving.scheduling.pacing:PromptPacer.limit")
+def waiting_sequences_do_not_count(original):
+    """Many prompts are read as slowly as one."""
+    return lambda self, num_running, num_waiting: original(self, num_running, 1)
+
+
+@fault("miniformer.serving.scheduling.pacing:PromptPacer.limit")
+def unknown_steps_read_few_tokens(original):
+    """A number of sequences whose time is unknown stays unknown while prompts wait."""
+    return lambda self, num_running, num_waiting: original(self, num_running, num_waiting) or 16
 
 
 @fault("miniformer.serving.routes.echo:prompt_tokens")

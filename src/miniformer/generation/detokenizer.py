@@ -10,6 +10,8 @@ StableLengthFn = Callable[[Sequence[int], str], int]
 
 # Leading characters of a window of tokens that may decode differently than in context.
 _CONTEXT_SLACK = 16
+_MIN_WINDOW = 32  # tokens that a stream decodes at least, if there are as many
+_SEAMS = 4  # places that are tried for the start of a window
 
 
 class StopStringChecker:
@@ -63,6 +65,10 @@ class StreamingDetokenizer:
     remove a space before a comma, and a suffix may be a partial stop string. The concatenated
     output is the text of all tokens, up to the stop string.
 
+    Each token decodes a window of the last tokens, so that the time of a token does not grow with
+    the text. The window starts where its text alone is the end of the whole text, and well before
+    the text that is held back.
+
     Args:
         decode: decodes token ids to text.
         stop_strings: strings at which the text ends.
@@ -78,22 +84,44 @@ class StreamingDetokenizer:
         self.decode, self.stable_length = decode, stable_length
         self.stop_checker = StopStringChecker(decode, stop_strings)
         self.tokens: list[int] = []
-        self.emitted = 0  # number of characters returned so far
+        self.emitted = 0  # number of characters of the window's text that were returned
         self.finished = False
+        self._start = 0  # first token of the window
+        self._limit = 2 * _MIN_WINDOW  # tokens of a window that is shortened
 
     def add_token(self, token: int) -> str:
         """Returns the newly stable text; may be empty."""
         self.tokens.append(token)
-        text = self.decode(self.tokens)
-        stable = text[: self.stable_length(self.tokens, text)]
+        window, text = self._window()
+        stable = text[: self.stable_length(window, text)]
         # Only stable text can contain a partial stop string: the rest may still change.
         held_back = partial_stop_length(stable, self.stop_checker.stop_strings)
-        return self._emit(text, len(stable) - held_back)
+        new_text = self._emit(text, len(stable) - held_back)
+        if len(window) >= self._limit:
+            self._shorten(len(window), text)
+        return new_text
 
     def flush(self) -> str:
         """Returns the remaining text after the last token."""
-        text = self.decode(self.tokens)
+        _, text = self._window()
         return self._emit(text, len(text))
+
+    def _window(self) -> tuple[list[int], str]:
+        """Tokens of the window, and their text."""
+        window = self.tokens[self._start :]
+        return window, self.decode(window)
+
+    def _shorten(self, length: int, text: str) -> None:
+        """Moves the start of the window, of `length` tokens, if its text allows it."""
+        first = length - _MIN_WINDOW
+        for skipped in range(first, first - _SEAMS, -1):
+            rest = self.decode(self.tokens[self._start + skipped :])
+            cut = len(text) - len(rest)
+            if cut + _CONTEXT_SLACK <= self.emitted and text.endswith(rest):
+                self._start, self._limit = self._start + skipped, 2 * _MIN_WINDOW
+                self.emitted -= cut
+                return
+        self._limit = 2 * length  # of tokens without text, or one word
 
     def _emit(self, text: str, end: int) -> str:
         if self.finished:

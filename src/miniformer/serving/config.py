@@ -48,7 +48,7 @@ class ServeConfig(StrictConfig):
     memory: str = "2GB"
     queue: int = option(64, low=1)
     timeout: float = option(300.0, above=0.0)
-    prefill_chunk: int = option(64, low=1)
+    prefill_chunk: int = option(128, low=1)
     threads: int | None = option(None, low=1)
     max_tokens: int | None = option(None, low=1)
     max_body: str = "1MB"

@@ -1,6 +1,7 @@
 """Streaming: complete characters, stop strings, and the same text as without streaming."""
 
 import asyncio
+import random
 import threading
 
 import pytest
@@ -104,6 +105,33 @@ def test_stream_equals_answer_for_any_tokens_and_stops(kind, given, stops, rng):
     result, steps = streamed(tokenizer, ids, stops)
     assert "".join(result) == text
     assert steps == count
+
+
+@pytest.mark.catches("window_starts_within_held_back_text")
+@pytest.mark.parametrize("kind", sorted(ALL_KINDS))
+def test_long_stream_equals_answer(kind):
+    """The window of a stream moves several times; random tokens have invalid UTF-8."""
+    tokenizer, rng = ALL_KINDS[kind], random.Random(0)
+    texts = [tokenizer.encode("".join(rng.choices(LETTERS, k=300))) for _ in range(3)]
+    noise = [[rng.randrange(tokenizer.vocab_size) for _ in range(300)] for _ in range(3)]
+    for ids in (*texts, *noise, tokenizer.encode("a" * 300)):
+        full = tokenizer.decode(ids)
+        stops = [full[-3:]] if len(full) > 3 else []
+        text, count = answer(tokenizer, ids, stops)
+        result, steps = streamed(tokenizer, ids, stops)
+        assert ("".join(result), steps) == (text, count)
+
+
+@pytest.mark.catches("each_token_decodes_the_whole_stream")
+def test_work_of_a_stream_is_linear():
+    tokenizer, sizes = KINDS["bpe"], []
+    detokenizer = StreamingDetokenizer(
+        lambda ids: (sizes.append(len(ids)), tokenizer.decode(ids))[1], ["never"]
+    )
+    for token in tokenizer.encode(VERSE * 40)[:2000]:
+        detokenizer.add_token(token)
+    assert max(sizes) <= 64
+    assert len(sizes) < 1.1 * 2000
 
 
 STOPS = {

@@ -170,7 +170,8 @@ class Worker:
             return
         assert self._decoder is not None
         start = time.perf_counter()
-        limit = self._pacer.limit(self._decoder.num_decoding)
+        decoding = self._decoder.num_decoding
+        limit = self._pacer.limit(decoding, len(self._running) - decoding)
         try:
             steps = self._decoder.step(limit)
         except Exception as error:  # of all sequences
@@ -178,7 +179,7 @@ class Worker:
                 self._leave(slot).send(Failure(error))
             return
         seconds = time.perf_counter() - start
-        self._pacer.record(self._decoder.num_read, len(steps), seconds)
+        self._pacer.record(self._decoder.num_read, decoding, seconds)
         self.metrics.count_step(len(steps), seconds)
         events = list[tuple[Job, Any]]()
         for slot, token, logprob, finished, top in steps:
