@@ -1,4 +1,4 @@
-"""The examples of docs/chat.md run as printed."""
+"""The examples of docs/chat.md and docs/finetuning.md run as printed."""
 
 import io
 import json
@@ -35,3 +35,10 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     assert cli.main(add) == 0
     for code in blocks("docs/chat.md", "python"):
         exec(code, {})
+
+
+def test_examples_of_fine_tuning_run():
+    names = {}
+    for code in blocks("docs/finetuning.md", "python"):
+        exec(code, names)
+    assert len(names["texts"]) == 3

@@ -350,3 +350,55 @@ def cache_is_counted_in_bits(original):
 def types_of_patterns_are_not_checked(original):
     """Values of the patterns may have any type."""
     return lambda self: []
+
+
+@fault("miniformer.adapters.row_runtime:RowRuntime.select")
+def rows_keep_the_adapters_of_their_first_places(original):
+    """Rows get the adapters of the places that they move to, once others are removed."""
+
+    def select(self, rows, copies=1):
+        selection = self._selection
+        original(self, rows, copies)
+        if copies == 1:
+            self._selection = selection[: len(rows)]
+
+    return select
+
+
+@fault("miniformer.adapters.by_input:_by_adapter")
+def inputs_have_the_adapter_of_the_first(original):
+    """All inputs have the adapter of the first one."""
+
+    def _by_adapter(pipeline, inputs, names, function):
+        if isinstance(names, str) or len(names) != len(inputs):
+            return original(pipeline, inputs, names, function)
+        return original(pipeline, inputs, list(names[:1]) * len(names), function)
+
+    return _by_adapter
+
+
+@fault("miniformer.commands.predict:_adapter_names")
+def field_of_adapters_is_ignored(original):
+    """All records have the adapter of the first one."""
+
+    def _adapter_names(inputs, field):
+        return original(inputs, field)[:1] * len(inputs)
+
+    return _adapter_names
+
+
+@fault("miniformer.commands.chat:run")
+def chat_has_no_adapter(original):
+    """The flag `--adapter` of `chat` has no effect."""
+    return lambda values: original({k: v for k, v in values.items() if k != "adapter"})
+
+
+@fault("miniformer.adapters.directory:write_adapter")
+def template_of_an_adapter_is_lost(original):
+    """An adapter directory has no chat template."""
+
+    def write_adapter(out, model, name, *, task=None, **options):
+        task = None if task is None else {k: v for k, v in task.items() if k != "chat_template"}
+        original(out, model, name, task=task, **options)
+
+    return write_adapter

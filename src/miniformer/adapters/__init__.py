@@ -5,5 +5,8 @@ adapters.add(model, "lora", r=8) -> train -> adapters.save -> adapters.load -> u
 """
 
 from miniformer.adapters.api import add, disable, load, merge, names, save, unmerge, use
+from miniformer.adapters.by_input import generate, predict
 
-__all__ = ["add", "disable", "load", "merge", "names", "save", "unmerge", "use"]
+__all__ = [
+    "add", "disable", "generate", "load", "merge", "names", "predict", "save", "unmerge", "use",
+]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from miniformer.adapters import files
+from miniformer.adapters.by_input import use_task
 from miniformer.adapters.settings import make_settings
 from miniformer.adapters.state import (
     DEFAULT_NAME,
@@ -108,9 +109,12 @@ def use(model: nn.Module | Pipeline, selection: str | Sequence[str | None] | Non
     if isinstance(model, nn.Module):
         use_adapter(model, selection)
     elif selection is None or isinstance(selection, str):
-        files.use_task(model, selection)
+        use_task(model, selection)
     else:
-        raise UserError("adapters.use: a pipeline uses one adapter; pass its model for rows")
+        raise UserError(
+            "adapters.use: a pipeline uses one adapter; pass its model for rows, or call "
+            "adapters.generate or adapters.predict with a name for each input"
+        )
 
 
 @contextlib.contextmanager

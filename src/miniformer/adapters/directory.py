@@ -3,6 +3,7 @@
 adapter_config.json  adapter_model.safetensors     the adapter, as peft writes it
 miniformer_adapter.json                            hash of the base, config of the model
 task.json  generation_config.json                  how to use the model
+chat_template.jinja                                of a model of conversations
 tokenizer.json                                     if it is not that of the base
 README.md                                          the card
 """
@@ -24,7 +25,7 @@ from miniformer.adapters.settings import AdapterSettings
 from miniformer.adapters.state import AdapterEntry, state_of
 from miniformer.adapters.targets import adaptable_modules
 from miniformer.adapters.tensors import PREFIX, adapter_tensors, split_name, targets_of
-from miniformer.checkpoint.directory import atomic_model_directory
+from miniformer.checkpoint.directory import CHAT_TEMPLATE, atomic_model_directory
 from miniformer.config import UserError
 from miniformer.utils.atomic import atomic_path, write_json, write_text
 
@@ -117,7 +118,11 @@ def write_adapter(
         write_json(folder / CONFIG_FILE, config)
         write_json(folder / INFO_FILE, info)
         if task is not None:
-            write_json(folder / "task.json", task)
+            template = task.get("chat_template")
+            settings = {key: value for key, value in task.items() if key != "chat_template"}
+            write_json(folder / "task.json", settings)
+            if template is not None:
+                write_text(folder / CHAT_TEMPLATE, template)
         if generation is not None:
             write_json(folder / "generation_config.json", generation)
         if tokenizer is not None and tokenizer.is_file():

@@ -1,4 +1,4 @@
-"""Loading of a base with an adapter, and writing of the adapter that a run has trained."""
+"""Loading of a base with adapters, and writing of the adapter that a run has trained."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from miniformer.adapters.by_input import predict as predict
 from miniformer.adapters.directory import AdapterFiles, base_hash, read_adapter, write_adapter
 from miniformer.adapters.exchange.hf_names import to_native
 from miniformer.adapters.exchange.peft_export import write_peft
 from miniformer.adapters.settings import AdapterSettings, make_settings
-from miniformer.adapters.state import DEFAULT_NAME, add_adapter, state_of, use_adapter
+from miniformer.adapters.state import DEFAULT_NAME, add_adapter, state_of
 from miniformer.adapters.tensors import load_tensors
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, get_model_kind, read_artifacts, read_task
 from miniformer.checkpoint.data_settings import read_data_settings
@@ -237,18 +238,6 @@ def add_directory(
     architecture, config = type(pipeline.model).__name__, pipeline.model.config
     tasks[name] = _artifacts(Path(adapter), directory, architecture, config)
     pipeline.task, pipeline.generation, pipeline.tokenizer = tasks[name]
-
-
-def use_task(pipeline: Pipeline, name: str | None) -> None:
-    """Uses an adapter of a pipeline, with its head, task and decoding options.
-
-    Raises:
-        UserError: there is no adapter of the name.
-    """
-    use_adapter(pipeline.model, name)
-    tasks = vars(pipeline).get("adapter_tasks", {})
-    if name in tasks:
-        pipeline.task, pipeline.generation, pipeline.tokenizer = tasks[name]
 
 
 def _artifacts(

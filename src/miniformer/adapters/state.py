@@ -22,6 +22,7 @@ from miniformer.adapters.modules import (
     adapt_sublayer,
 )
 from miniformer.adapters.parts import EmbeddingPart, Ia3Part, LoraPart
+from miniformer.adapters.row_runtime import make_row_runtime
 from miniformer.adapters.settings import (
     AdapterSettings,
     BitFitSettings,
@@ -192,6 +193,7 @@ def use_adapter(model: Any, selection: Selection | Sequence[str | None]) -> None
             )
         _set_parameter(model, key, replacement)
     state.selection = chosen
+    model.row_runtime = make_row_runtime if isinstance(chosen, tuple) else None
     for module in adapted_modules(model):
         module.select(chosen)
     used = set(chosen if isinstance(chosen, tuple) else (chosen,))

@@ -51,6 +51,8 @@ class ChatSession:
             )
         if tokenizer is None:
             raise UserError("chat needs a model with a tokenizer; this one takes token ids")
+        if template is None:  # an adapter brings its own with its task
+            template = getattr(task, "chat_template", None)
         if template is None and pipeline.directory is not None:
             template = read_template(pipeline.directory)
         if template is None:

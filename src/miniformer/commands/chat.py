@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniformer.commands.models import add_adapter_flag
 from miniformer.config import GenerationConfig, UserError
 from miniformer.config.command_line import add_config_flags, resolve_model
 
@@ -38,19 +39,20 @@ def add_arguments(parser: Any) -> None:
         type=str,
         help="a name, a file or a directory of a chat template; without it, that of the model",
     )
+    add_adapter_flag(parser)
     add_config_flags(parser, GenerationConfig, skip=_NO_FLAG)
 
 
 def run(values: dict[str, Any]) -> int:
     """Talks; returns the exit code."""
-    directory = values.pop("directory")
+    directory, adapter = values.pop("directory"), values.pop("adapter", None)
     system, template = values.pop("system", None), values.pop("chat_template", None)
     GenerationConfig.from_dict(values)  # reports errors before torch is imported
     options, _ = GenerationConfig.current_names(values, warn=False)
     from miniformer.checkpoint.chat import ChatSession
     from miniformer.checkpoint.pipeline import load
 
-    pipeline = load(resolve_model(directory))
+    pipeline = load(resolve_model(directory), adapter=adapter)
     session = ChatSession(pipeline, template=template, system=system, **options)
     if not sys.stdin.isatty():
         return talk(session, _piped_lines())

@@ -35,6 +35,64 @@ def add_adapter_flag(parser: Any) -> None:
     )
 
 
+def add_adapters_flags(parser: Any) -> None:
+    """Adds the flags of `load_adapters`."""
+    parser.add_argument(
+        "--adapters",
+        type=dict[str, str] | None,
+        default=None,
+        help='adapter directories by name, such as \'{"topic": "A", "spam": "B"}\'; '
+        "--adapter_field says which one is used",
+    )
+    parser.add_argument(
+        "--adapter_field",
+        type=str,
+        help="field of the records with the name of their adapter; empty or null: the model itself",
+    )
+
+
+def check_adapters(values: dict[str, Any]) -> None:
+    """Checks the flags of `load_adapters`.
+
+    Raises:
+        UserError: one of them is missing, or `adapter` is given, too.
+    """
+    adapters, field = values["adapters"], values["adapter_field"]
+    if adapters is None and field is None:
+        return
+    if not adapters or field is None:
+        raise UserError(
+            "adapters and adapter_field go together: the first names adapter directories, the "
+            "second the field of the records that says which one is used"
+        )
+    if values["adapter"] is not None:
+        raise UserError("adapter is one for all inputs; leave it out, or leave adapters out")
+
+
+def load_adapters(pipeline: Any, adapters: dict[str, str]) -> Any:
+    """Adds adapters to a pipeline; returns a function of inputs and their adapters' names.
+
+    The function is `predict` of the component of the kind `adapter_format`. The inputs are read as
+    the task of the last adapter needs them.
+
+    Raises:
+        UserError: an adapter is of another base, or adapters read different fields.
+    """
+    from functools import partial
+
+    from miniformer import registry
+    from miniformer.commands.inputs import input_field
+
+    adapter_format, fields = registry.get("adapter_format", "peft"), dict[str, str]()
+    for name, directory in adapters.items():
+        adapter_format.add_directory(pipeline, directory, name=name)
+        fields[name] = input_field(pipeline.task)
+    if len(set(fields.values())) > 1:
+        described = ", ".join(f"{name}: {field}" for name, field in fields.items())
+        raise UserError(f"adapters read different fields ({described}); predict them apart")
+    return partial(adapter_format.predict, pipeline)
+
+
 def load_pipeline(directory: str, threads: int | None, adapter: str | None = None) -> Any:
     """The pipeline of a model directory or a run folder.
 

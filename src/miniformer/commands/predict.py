@@ -16,7 +16,10 @@ from miniformer.commands.inputs import (
 )
 from miniformer.commands.models import (
     add_adapter_flag,
+    add_adapters_flags,
     add_field_flags,
+    check_adapters,
+    load_adapters,
     load_pipeline,
     pop_fields,
     progress_bar,
@@ -91,6 +94,7 @@ def add_arguments(parser: Any) -> None:
         "is 2; stop: the first one ends the command",
     )
     add_adapter_flag(parser)
+    add_adapters_flags(parser)
     add_field_flags(parser)
 
 
@@ -99,8 +103,10 @@ def run(values: dict[str, Any]) -> int:
     fields = pop_fields(values)
     _check_values(values)
     pipeline = load_pipeline(values["directory"], values["threads"], values["adapter"])
+    adapters = values["adapters"]
+    by_adapter = None if adapters is None else load_adapters(pipeline, adapters)
     inputs, total = _open(values, pipeline, fields)
-    predict = _predictor(pipeline, values)
+    predict = _predictor(pipeline, values, by_adapter)
     keep = values["keep"] or ""
     names = "all" if keep.strip() == "all" else [name.strip() for name in keep.split(",") if name]
     is_generated = values["num_beams"] is not None or pipeline.task.name == "seq2seq"
@@ -129,6 +135,7 @@ def run(values: dict[str, Any]) -> int:
 
 def _check_values(values: dict[str, Any]) -> None:
     """Checks flags before the model is loaded."""
+    check_adapters(values)
     if not values["inputs"] and values["input"] is None:
         raise UserError("predict needs inputs, or a file: --input FILE; see --help")
     for flag, choices in (("scores", ("none", "top", "all")), ("on_error", ("skip", "stop"))):
@@ -160,8 +167,15 @@ def _open(
     return chain(*sources), total
 
 
-def _predictor(pipeline: Any, values: dict[str, Any]) -> Callable[[list[Any]], list[Any]]:
+def _predictor(
+    pipeline: Any, values: dict[str, Any], by_adapter: Any
+) -> Callable[[list[Input]], list[Any]]:
     """Function that makes predictions of a list of inputs.
+
+    Args:
+        pipeline: the model.
+        values: values of the command.
+        by_adapter: function of inputs and names of their adapters; None: `predict_all`.
 
     Raises:
         UserError: decoding flags are given, and the model generates no text.
@@ -175,15 +189,43 @@ def _predictor(pipeline: Any, values: dict[str, Any]) -> Callable[[list[Any]], l
     options["truncate"] = values["truncate"]
     if values["batch_size"] is not None:
         options["batch_size"] = values["batch_size"]
+    if by_adapter is not None:
+        if (values["num_return_sequences"] or 1) > 1:
+            raise UserError("num_return_sequences is for one adapter; leave adapters out")
+        field = values["adapter_field"]
+        return lambda inputs: list(
+            by_adapter(_values(inputs), _adapter_names(inputs, field), **options)
+        )
     if (values["num_return_sequences"] or 1) > 1:
         options.pop("batch_size", None)
-        return lambda inputs: list(pipeline.generate(inputs, **options))
-    return lambda inputs: list(pipeline.predict_all(inputs, **options))
+        return lambda inputs: list(pipeline.generate(_values(inputs), **options))
+    return lambda inputs: list(pipeline.predict_all(_values(inputs), **options))
+
+
+def _values(inputs: list[Input]) -> list[Any]:
+    return [item.value for item in inputs]
+
+
+def _adapter_names(inputs: list[Input], field: str) -> list[str | None]:
+    """The adapter of each input; an empty or missing value is None.
+
+    Raises:
+        InputError: an input has no such field.
+    """
+    records = [item.record or {} for item in inputs]
+    missing = {
+        number: f"has no field {field!r} with its adapter"
+        for number, record in enumerate(records)
+        if field not in record
+    }
+    if missing:
+        raise InputError(missing)
+    return [None if record[field] in (None, "") else str(record[field]) for record in records]
 
 
 def _predict_chunk(
     chunk: list[Input],
-    predict: Callable[[list[Any]], list[Any]],
+    predict: Callable[[list[Input]], list[Any]],
     writer: Writer,
     values: dict[str, Any],
 ) -> list[str]:
@@ -193,7 +235,7 @@ def _predict_chunk(
     predictions: dict[int, Any] = {}
     while valid:
         try:
-            results = predict([chunk[row].value for row in valid])
+            results = predict([chunk[row] for row in valid])
             predictions = dict(zip(valid, results, strict=True))
             break
         except InputError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from miniformer.commands.models import add_adapter_flag
 from miniformer.config.command_line import resolve_model
 
 DESCRIPTION = (
@@ -24,6 +25,7 @@ def add_arguments(parser: Any) -> None:
         help="tokens scored per window, for texts longer than the context; fewer tokens have a "
         "longer context and take longer; null: half of max_seq_len",
     )
+    add_adapter_flag(parser)
 
 
 def run(values: dict[str, Any]) -> int:
@@ -33,7 +35,7 @@ def run(values: dict[str, Any]) -> int:
     from miniformer.checkpoint.pipeline import load
     from miniformer.training.callbacks.progress import progress_bars
 
-    pipeline = load(resolve_model(values["directory"]))
+    pipeline = load(resolve_model(values["directory"]), adapter=values["adapter"])
     with progress_bars(Console(stderr=True)) as progress:
         metrics = pipeline.perplexity(
             values["files"],

@@ -32,7 +32,8 @@ def encode_sources(
         return [model.encode(batch.source, batch.source_mask)]
     keys = _source_keys(batch)
     first = {key: row for row, key in reversed([*enumerate(keys)])}
-    if encoder_cache is None and len(first) == len(keys):
+    rows_differ = getattr(model, "row_runtime", None) is not None  # equal sources are not shared
+    if encoder_cache is None and (rows_differ or len(first) == len(keys)):
         return [model.encode(batch.source, batch.source_mask)]
     rows = torch.tensor(sorted(first.values()), device=batch.source.device)
     distinct = [keys[row] for row in rows.tolist()]

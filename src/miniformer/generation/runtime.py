@@ -147,7 +147,8 @@ class Runtime(Protocol):
 def make_runtime(model: Any, memory: Sequence[Any], options: GenerationConfig) -> Runtime:
     """Creates the last registered runtime that accepts the model and options, or the plain one.
 
-    A registered factory has the same arguments and returns None if it does not apply.
+    A registered factory has the same arguments and returns None if it does not apply. A model whose
+    rows have different weights brings its own as the attribute `row_runtime`, which is tried first.
 
     Args:
         model: model in eval mode.
@@ -157,6 +158,9 @@ def make_runtime(model: Any, memory: Sequence[Any], options: GenerationConfig) -
     Raises:
         UserError: the options require a runtime that does not support the model.
     """
+    own = getattr(model, "row_runtime", None)
+    if own is not None and (runtime := own(model, memory, options)) is not None:
+        return cast("Runtime", runtime)
     for _, make in registry.load_all("runtime", last_first=True):
         runtime = make(model, memory, options)
         if runtime is not None:

@@ -200,8 +200,10 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "adapter_format": Kind(
-        "module with check(method, options), load(directory, adapter), write(directory, base, out) "
-        "and export(directory, out, family)",
+        "module with check(method, options), load(directory, adapter), "
+        "write(directory, base, out), export(directory, out, family), "
+        "add_directory(pipeline, adapter, name) and "
+        "predict(pipeline, inputs, names, **options)",
         {"peft": "miniformer.adapters.files"},
     ),
     "weight_storage": Kind("encode(weight, **options) -> tensors by name, and decode, its inverse"),

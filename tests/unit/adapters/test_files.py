@@ -1,5 +1,6 @@
 """Adapter directories: what is written is read, and what does not fit is refused."""
 
+import io
 import json
 import shutil
 
@@ -225,6 +226,28 @@ def test_commands_merge_list_and_mix(folder, tmp_path, capsys):
     assert "only plain LoRA" in capsys.readouterr().err
     assert cli.main(["generate", str(folder / "base"), "a", "--adapter", "none"]) == 2
     assert "none" in capsys.readouterr().err
+
+
+@pytest.mark.catches("chat_has_no_adapter", "template_of_an_adapter_is_lost")
+def test_chat_has_the_adapter_and_its_template(folder, tmp_path, capsys, monkeypatch):
+    pipeline = miniformer.load(folder / "base")
+    adapters.add(pipeline.model, targets=["q_proj"])
+    randomize(pipeline.model)
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    pipeline.task = get("task", "language_modeling")(chat_template=template, prepend_bos=False)
+    adapters.save(pipeline, tmp_path / "chat", base=folder / "base")
+    assert (tmp_path / "chat" / "chat_template.jinja").read_text() == template
+    assert "chat_template" not in json.loads((tmp_path / "chat" / "task.json").read_text())
+    arguments = ["chat", str(folder / "base"), "--temperature", "0", "--max_new_tokens", "4"]
+    for adapter, code in ((tmp_path / "chat", 0), (folder / "lora", 2)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"hi\n")))
+        assert cli.main([*arguments, "--adapter", str(adapter)]) == code
+        captured = capsys.readouterr()
+        if code == 0:
+            alone = miniformer.load(folder / "base", adapter=adapter)
+            answer = alone.generate("[hi]", temperature=0, max_new_tokens=4)
+            assert captured.out == f"{answer}\n"
+    assert "a base model without a chat template" in captured.err
 
 
 @pytest.mark.catches("fused_products_share_the_first_rows")

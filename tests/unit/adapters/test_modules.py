@@ -280,4 +280,4 @@ def test_names_are_known():
         adapters.use(tiny_model(), "a")
     adapters.use(model, [None, "a"])
     with pytest.raises(UserError, match="different adapters"):
-        model.generate([[1, 2], [3, 4]], 3)
+        merge_transforms(model)

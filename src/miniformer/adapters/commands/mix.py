@@ -22,7 +22,11 @@ from miniformer.adapters.directory import (
 from miniformer.adapters.exchange.peft_config import to_peft_config
 from miniformer.adapters.settings import LoraSettings
 from miniformer.adapters.tensors import PREFIX, join_name, split_name
-from miniformer.checkpoint.directory import atomic_model_directory, require_empty
+from miniformer.checkpoint.directory import (
+    CHAT_TEMPLATE,
+    atomic_model_directory,
+    require_empty,
+)
 from miniformer.config import UserError
 from miniformer.utils.atomic import write_json, write_text
 
@@ -66,7 +70,7 @@ def mix_adapters(
         if first.info:
             write_json(folder / INFO_FILE, read_object(first.directory / INFO_FILE))
             write_text(folder / "README.md", card(settings, named, first.info))
-        for name in ("task.json", "generation_config.json", "tokenizer.json"):
+        for name in ("task.json", "generation_config.json", "tokenizer.json", CHAT_TEMPLATE):
             if (first.directory / name).is_file():
                 (folder / name).write_bytes((first.directory / name).read_bytes())
 
