@@ -20,7 +20,7 @@ NO_MODULE = {
 # Any other folder is an extension: it imports the core, which does not import it.
 CORE = {
     *("checkpoint", "cli", "commands", "config", "data", "doctor", "evaluation"),
-    *("generation", "interop"),
+    *("generation", "inspection", "interop"),
     *("model", "registry", "runtime", "tasks", "train_config", "trainer", "training", "utils"),
 }
 

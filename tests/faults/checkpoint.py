@@ -130,3 +130,9 @@ def summary_is_not_escaped(original):
 def card_metrics_are_not_read(original):
     """A summary has no metrics."""
     return lambda directory: {}
+
+
+@fault("miniformer.checkpoint.pipeline:render_default_card")
+def default_card_says_nothing(original):
+    """A saved pipeline has a card of one heading."""
+    return lambda pipeline: "# A model\n"

@@ -1661,3 +1661,20 @@ def a_run_depends_on_earlier_draws(original):
 def a_start_has_the_lr_of_a_new_model(original):
     """The learning rate for trained weights is that for new ones."""
     return lambda optimizer, *, from_scratch: original(optimizer, from_scratch=True)
+
+
+@fault("miniformer.training.report.notebook_progress:render_curve")
+def curve_is_upside_down(original):
+    """The curve of a notebook has its largest loss at the bottom."""
+    return lambda rows: original(
+        [
+            {name: -value if name.endswith("_loss") else value for name, value in row.items()}
+            for row in rows
+        ]
+    )
+
+
+@fault("miniformer.training.callbacks.progress:is_notebook")
+def notebook_has_plain_lines(original):
+    """A notebook shows lines of text."""
+    return lambda console: False

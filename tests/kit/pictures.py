@@ -45,6 +45,7 @@ def save_no_picture(axes, file, *, format, **options):
 NO_PICTURES = {
     "_plot_style": contextlib.nullcontext,
     "_make_axes": lambda width, height: NoAxes(),
+    "_make_figure": lambda width, height: NoAxes(),
     "_save": save_no_picture,
 }
 PICTURES = {name: getattr(miniformer.utils.plotting, name) for name in NO_PICTURES}

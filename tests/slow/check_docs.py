@@ -1,5 +1,6 @@
 """The documentation site: strict builds, links, sizes of pages, nothing from the network."""
 
+import html
 import html.parser
 import subprocess
 import sys
@@ -86,3 +87,12 @@ def test_site_navigation_has_every_page():
     listed = str(settings["nav"])
     documents = {path.name for path in (ROOT / "docs").glob("*.md")}
     assert {name for name in documents if f"'{name}'" not in listed} == set()
+
+
+def test_site_has_a_page_for_each_notebook(pages):
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        page = (SITE / "examples" / path.with_suffix(".html").name).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        assert html.escape(text.splitlines()[1].removeprefix("# # ")) in page
+        assert page.count("highlight") >= text.count("\n# %%\n")
+        assert f"examples/{path.name}" in page

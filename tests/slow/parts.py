@@ -134,9 +134,9 @@ PARTS = (
         (
             "docs/**/*.md", "docs/_site/hooks.py", "mkdocs.yml", "README.md", "CONTRIBUTING.md",
             "CHANGELOG.md", "benchmarks/README.md", "src/miniformer/__init__.py",
-            "tests/slow/check_docs.py",
+            "docs/drawings/*.svg", "tests/slow/check_docs.py",
         ),
-        2,
+        3,
         ("mkdocs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python", "properdocs"),
     ),
     Part(

@@ -23,6 +23,7 @@ from miniformer.checkpoint.artifacts import (
     get_model_kind,
     read_artifacts,
 )
+from miniformer.checkpoint.card import render_default_card
 from miniformer.checkpoint.data_settings import StoredDataSettings, read_data_settings
 from miniformer.checkpoint.directory import read_hf_metadata, require_empty, save_directory
 from miniformer.config import GenerationConfig, UserError
@@ -35,6 +36,8 @@ from miniformer.generation.api import GenerationOutput
 from miniformer.generation.logits_processors import Processor
 from miniformer.generation.runtime import eval_mode
 from miniformer.generation.speculative import Speculation
+from miniformer.inspection.inspect import inspect_input
+from miniformer.inspection.result import Inspection
 from miniformer.model.config_file import read_config
 from miniformer.model.hub import resolve_directory, upload_directory
 from miniformer.model.seq2seq import Seq2SeqTransformer
@@ -370,6 +373,41 @@ class Pipeline:
         )
         return score(self.model, inputs, tokenizer.encode_batch(texts), stride=stride)
 
+    def inspect(
+        self, value: Any, target: str | None = None, *, top_k: int = 5, truncate: bool = False
+    ) -> Inspection:
+        """Attention, hidden states, logit lens and log-probabilities of one input.
+
+        The result has a text form, an HTML form, and plots in `miniformer.inspection.plots`.
+
+        Args:
+            value: one input in the format of `predict`; of a language model, a text.
+            target: target of a seq2seq model; None: the one that it generates.
+            top_k: tokens or classes of each row of the logit lens.
+            truncate: truncate an input that is too long, as training does.
+
+        Raises:
+            UserError: the input is of another kind or too long, or a target is of no use.
+        """
+        tokenizer, ids = self._require_tokenizer(), None
+        if isinstance(self.model, Seq2SeqTransformer):
+            ids = self._target_ids(value, target, truncate)
+        elif target is not None:
+            raise UserError("a target is for seq2seq models; leave it out")
+        return inspect_input(
+            self.task, self.model, tokenizer, value, ids, top_k=top_k, truncate=truncate
+        )
+
+    def _target_ids(self, source: Any, target: str | None, truncate: bool) -> list[int]:
+        """Token ids of a target; None: of the one that the model generates for the source."""
+        if (check := getattr(self.task, "check_sources", None)) is not None:
+            check([source])
+        if target is not None:
+            return list(self._require_tokenizer().encode(target))
+        task, arguments = self._prepare_generation([], truncate=truncate)
+        options = dataclasses.replace(arguments.pop("options"), num_return_sequences=1)
+        return task.generate(prompts=[source], options=options, **arguments)[0][1].tokens
+
     def perplexity(
         self,
         data: DataFiles | RecordSequence,
@@ -435,7 +473,9 @@ class Pipeline:
             tokenizer=self.tokenizer,
             task=self.task.settings(),
             generation=self.generation,
-            model_card=card.read_text(encoding="utf-8") if card.is_file() else "# A model\n",
+            model_card=(
+                card.read_text(encoding="utf-8") if card.is_file() else render_default_card(self)
+            ),
             hf_metadata=self.hf_metadata,
             source_directory=self.directory,
             data=self.data_settings,

@@ -84,6 +84,10 @@ _COMMANDS = {
     ),
     "chat": ("miniformer.commands.chat", "talk to a model that was trained on conversations"),
     "score": ("miniformer.commands.score", "perplexity of a language model on a file"),
+    "inspect": (
+        "miniformer.commands.inspect",
+        "attention, predictions of each layer and log-probabilities of one input",
+    ),
     "data": ("miniformer.commands.data", "check data files before training, or convert them"),
     "tokenizer": (
         "miniformer.commands.tokenizer",

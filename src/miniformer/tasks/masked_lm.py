@@ -127,7 +127,7 @@ class MaskedLM(InputTask):
                 for n, (record, ids) in enumerate(zip(records, rows, strict=True))
                 for window in _split_windows(ids, record, tokenizer, seq_len)
             ]
-        special = _special_token_ids(tokenizer)
+        special = special_token_ids(tokenizer)
         return [e for e in examples if not np.isin(e["inputs"], special).all()]
 
     def collate_fn(self, tokenizer: Tokenizer | None, *, seq_len: int, training: bool) -> CollateFn:
@@ -136,7 +136,7 @@ class MaskedLM(InputTask):
             collate_masked,
             mask_share=self.mask_share,
             mask=mask_token_id(tokenizer),
-            special=_special_token_ids(tokenizer),
+            special=special_token_ids(tokenizer),
             vocab_size=tokenizer.vocab_size,
         )
         return self.apply_bpe_dropout(collate, tokenizer, seq_len)
@@ -327,7 +327,7 @@ def collate_masked(
     return batch
 
 
-def _special_token_ids(tokenizer: Tokenizer) -> np.ndarray:
+def special_token_ids(tokenizer: Tokenizer) -> np.ndarray:
     """Ids of special tokens, which are never masked."""
     frame = tokenizer.input_template
     around = [*frame.prefix, *frame.separator, *frame.suffix]

@@ -29,6 +29,8 @@ from miniformer.training.resume.auto import RESULT_FILE
 from miniformer.training.setup.builders import RunCallbacks, load_best_weights
 from miniformer.training.setup.prepare import RunSetup
 from miniformer.utils.atomic import write_json
+from miniformer.utils.formats import format_number, metric_label
+from miniformer.utils.page import key_value_table
 from miniformer.utils.units import format_bytes
 
 ADAPTER_FOLDER = "adapter"  # in the folder of a run
@@ -68,6 +70,19 @@ class RunResult:
         ]
         status = [] if self.interrupted is None else ["interrupted"]
         return f"RunResult({', '.join([f'model={str(self.model)!r}', *metrics, *status])})"
+
+    def _repr_html_(self) -> str:
+        status = "complete" if self.interrupted is None else "interrupted"
+        rows = {"model": str(self.model), "run": self.stop_reason or status}
+        metrics = {
+            metric_label(name): format_number(value)
+            for name, value in self.metrics.items()
+            if name.startswith(("val_", "test_"))
+        }
+        report = self.folder / "report.html"
+        return key_value_table(
+            rows | metrics | ({"report": str(report)} if report.is_file() else {})
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON, without the task, which is in the model directory."""

@@ -6,13 +6,14 @@ They are not registered with pyplot, and neither its backend nor the style of th
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniformer.utils.atomic import atomic_path
+from miniformer.utils.atomic import atomic_path, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,10 +67,51 @@ def _plot_style(salt: str) -> Iterator[None]:
 
 
 def _make_axes(width: float, height: float) -> Axes:
+    axes: Axes = _make_figure(width, height).add_subplot()
+    return axes
+
+
+def _make_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
-    axes: Axes = Figure((width, height), dpi=72, layout="constrained").add_subplot()
-    return axes
+    return Figure((width, height), dpi=72, layout="constrained")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A plot that shows itself in a notebook and is saved to a file.
+
+    Args:
+        draw: draws into a `Figure` of matplotlib.
+        width: width in inches.
+        height: height in inches.
+        salt: distinguishes the ids of several SVG plots in one page.
+    """
+
+    draw: Callable[[Any], None]
+    width: float
+    height: float
+    salt: str = ""
+
+    def to_svg(self) -> str:
+        """The plot as an SVG document with a transparent background."""
+        with _plot_style(self.salt):
+            figure = _make_figure(self.width, self.height)
+            self.draw(figure)
+            return to_svg(figure)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plot to a file: .svg, or else PNG; atomically."""
+        if Path(path).suffix == ".svg":
+            write_text(Path(path), self.to_svg())
+            return
+        with _plot_style(self.salt), atomic_path(Path(path)) as tmp_path:
+            figure = _make_figure(self.width, self.height)
+            self.draw(figure)
+            _save(figure, tmp_path, format="png", dpi=120)
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
 
 
 def save_png(axes: Axes, path: Path) -> None:
@@ -78,13 +120,12 @@ def save_png(axes: Axes, path: Path) -> None:
         _save(axes, tmp_path, format="png", dpi=120)
 
 
-def to_svg(axes: Axes) -> str:
-    """The plot of `axes` as an SVG document with a transparent background."""
+def to_svg(axes: Any) -> str:
+    """The plot of axes or of a `Figure` as an SVG document with a transparent background."""
     buffer, no_metadata = io.BytesIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
     _save(axes, buffer, format="svg", transparent=True, metadata=no_metadata)
     return buffer.getvalue().decode("utf-8")
 
 
-def _save(axes: Axes, file: Any, **options: Any) -> None:
-    figure: Any = axes.figure
-    figure.savefig(file, **options)
+def _save(axes: Any, file: Any, **options: Any) -> None:
+    axes.figure.savefig(file, **options)

@@ -1,4 +1,4 @@
-"""Training progress: a live bar in a terminal, else plain lines; and `metrics.jsonl`."""
+"""Training progress: live in a terminal or notebook, else plain lines; and `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from miniformer.training.callbacks.progress_line import (
     format_status,
 )
 from miniformer.training.callbacks.validation import metrics_from_trainer
+from miniformer.training.report.notebook_progress import NotebookProgress, is_notebook
 from miniformer.utils.formats import metric_label
 from miniformer.utils.jsonl import append_row, is_due, read_rows
 
@@ -86,6 +87,7 @@ class ProgressCallback(L.Callback):
         self._throughput: dict[str, float] = {}
         self._recorded_progress = -1.0
         self._bar: Progress | None = None
+        self._notebook: NotebookProgress | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.budget.measure_pace(self.budget.progress(trainer.global_step))
@@ -98,6 +100,8 @@ class ProgressCallback(L.Callback):
             )
             self._bar.add_task("training", total=1.0, line="")
             self._bar.start()
+        elif is_notebook(self.console):
+            self._notebook = NotebookProgress()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
@@ -114,7 +118,8 @@ class ProgressCallback(L.Callback):
             self._recorded_progress = progress
             self._record(trainer, module, **self._train_metrics(trainer, module))
         now = self._snapshot(trainer, module)
-        interval = _BAR_REFRESH_SECONDS if self._bar else _LINE_INTERVAL_SECONDS
+        is_live = self._bar is not None or self._notebook is not None
+        interval = _BAR_REFRESH_SECONDS if is_live else _LINE_INTERVAL_SECONDS
         if now.seconds - self._last_refresh.seconds >= interval:
             self._throughput = self._throughput_since(self._last_refresh, now)
             self._last_refresh = now
@@ -149,12 +154,16 @@ class ProgressCallback(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         metrics = metrics_from_trainer(trainer)
         self._record(trainer, module, **metrics)
+        if self._notebook is not None:  # its table has the metrics
+            self._render(trainer, module, self.budget.progress(trainer.global_step))
+            return
         self.console.print(f"step {trainer.global_step}: validation {format_metrics(metrics)}")
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         self._final = self._snapshot(trainer, module)  # a validation to come is no training
-        if self._bar:
+        if self._bar or self._notebook:
             self._render(trainer, module, self.budget.progress(trainer.global_step))
+        if self._bar:
             self._bar.stop()
 
     def on_exception(
@@ -197,7 +206,9 @@ class ProgressCallback(L.Callback):
 
     def _render(self, trainer: L.Trainer, module: Any, progress: float) -> None:
         status = self._status(trainer, module, progress)
-        if self._bar:
+        if self._notebook is not None:
+            self._notebook.update(status, progress, self.rows)
+        elif self._bar:
             columns = self._bar.columns
             columns[0].bar_width, line = fit_line(status, self.console.width)  # type: ignore[union-attr]
             self._bar.update(self._bar.task_ids[0], completed=progress, line=line)

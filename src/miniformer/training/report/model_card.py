@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import miniformer
+from miniformer.checkpoint.card import card_opening
 from miniformer.config import TransformerConfig
 from miniformer.tasks.base import Task
 from miniformer.utils.formats import format_number, metric_label
@@ -40,35 +41,11 @@ def render_model_card(
         task_report: the task's report, Markdown.
         plots: file names of the plots in the model directory.
     """
-    architecture = "A causal Transformer" if model_config.causal else "A Transformer encoder"
-    layers = f"{model_config.n_layers}"
-    if model_kind == "seq2seq":
-        architecture = "An encoder-decoder Transformer"
-        layers = f"{model_config.n_layers} + {model_config.decoder_layers}"
-    size = model_config.num_params(seq2seq=model_kind == "seq2seq")
-    shape = (
-        f"{layers} layers x {model_config.d_model}, {model_config.n_heads} heads, "
-        f"{model_config.activation}, {model_config.norm}, {model_config.position} positions, "
-        f"context {model_config.max_seq_len}"
+    opening = card_opening(
+        model_config, name=name, model_kind=model_kind, task=task, tokenizer=tokenizer
     )
     lines = [
-        "---",
-        "library_name: miniformer",
-        "---",
-        f"# {name}",
-        "",
-        f"{architecture} for {task.name.replace('_', ' ')}, {size:,} parameters: {shape}.",
-        *([f"Tokenizer: {tokenizer}."] if tokenizer else []),
-        "",
-        "## Usage",
-        "",
-        "```python",
-        "import miniformer",
-        "",
-        'm = miniformer.load("path/to/this/directory")',
-        task.usage_snippet(),
-        "```",
-        "",
+        *opening,
         "## Metrics",
         "",
         "| metric | value |",

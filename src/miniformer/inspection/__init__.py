@@ -1,0 +1,1 @@
+"""Inspection: attention, hidden states, logit lens and log-probabilities of one input."""
