@@ -1,10 +1,11 @@
-"""Fuzzing of checkpoint imports: randomly damaged files.
+"""Fuzzing of imports and adapters: randomly damaged files.
 
     python -m tests.fuzz --inputs 20000 [--seed random]
 
-Each input is a small Hugging Face directory or a GGUF file with one file changed: bytes flipped or
-cut, a wrong header, invalid config values, wrong counts. It must be imported or refused with one
-UserError: any other exception, more than 5 seconds, or more than a gigabyte of memory is a finding.
+Each input is a small Hugging Face directory, a GGUF file or an adapter directory with one file
+changed: bytes flipped or cut, a wrong header, invalid config values, wrong counts, a pickle in its
+place. It must be read or refused with one UserError: any other exception, more than 5 seconds, or
+more than a gigabyte of memory is a finding.
 """
 
 import argparse
@@ -22,9 +23,11 @@ from pathlib import Path
 import torch
 
 import miniformer
+from miniformer import adapters
 from miniformer.config import UserError
 from miniformer.interop.gguf.load import import_gguf
 from miniformer.tasks.language_modeling import LanguageModeling
+from tests.kit import tiny_model
 from tests.kit.seeds import chosen_seed
 from tests.unit.interop.gguf import cases
 
@@ -68,6 +71,20 @@ def originals(folder):
             model = miniformer.Pipeline(model, tokenizer, task=LanguageModeling())
         cases.write(model, path / "model.gguf", weights="q8_0")
         paths.append(path)
+    return [*paths, *adapter_directories(folder)]
+
+
+def adapter_directories(folder):
+    """Adapters of each method with tensors of their own, of the base `base` in the folder above."""
+    tokenizer, base, paths = miniformer.Tokenizer.train("byte", []), folder.parent / "base", []
+    model = tiny_model(vocab_size=tokenizer.vocab_size, n_layers=1)
+    miniformer.Pipeline(model, tokenizer, LanguageModeling()).save(base)
+    for method in ("lora", "dora", "ia3", "bottleneck"):
+        pipeline = miniformer.load(base)
+        options = {"modules_to_save": ["final_norm"]} if method == "lora" else {}
+        adapters.add(pipeline.model, method, **options)
+        adapters.save(pipeline, folder / f"adapter-{method}", base=base)
+        paths.append(folder / f"adapter-{method}")
     return paths
 
 
@@ -146,9 +163,11 @@ def change_count(data, dice):
 
 
 def load(path):
-    """Imports a directory, or the GGUF file in it."""
+    """Imports a directory, or the GGUF file in it, or adds an adapter to its base."""
     if (path / "model.gguf").exists():
         import_gguf(path / "model.gguf", path / "out")
+    elif (path / "adapter_config.json").exists():
+        miniformer.load(path.with_name("base"), adapter=path)
     else:
         miniformer.from_hf(path)
 
@@ -176,13 +195,13 @@ def mutate(path, dice):
     return file.name, what
 
 
-def run(count, seed=0, report=lambda *_: None):
-    """Tries `count` inputs; returns the counts of outcomes, and the findings."""
+def run(count, seed=0, report=lambda *_: None, make=originals):
+    """Tries `count` inputs of the directories that `make` writes; counts of outcomes, findings."""
     outcomes, findings = Counter(), []
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(name)
-        starts = originals(folder / "originals")
+        starts = make(folder / "originals")
         for number in range(count):
             dice = random.Random(f"{seed} {number}")
             path = folder / "input"

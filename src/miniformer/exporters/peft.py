@@ -1,4 +1,4 @@
-"""The destination `peft`: an adapter that peft loads beside its base in transformers."""
+"""The destination `peft`: an adapter that peft adds to its base in transformers."""
 
 from __future__ import annotations
 

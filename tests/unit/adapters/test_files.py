@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import shutil
 
 import pytest
@@ -17,8 +18,10 @@ from miniformer.config.architectures import architecture_config
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.registry import get
 from miniformer.tasks.embedding import EmbeddingTask
+from tests import fuzz
 from tests.fuzz import HOSTILE
 from tests.kit import tiny_model
+from tests.kit.seeds import chosen_seed
 from tests.unit.adapters.test_modules import IDS, randomize
 
 
@@ -307,6 +310,40 @@ def test_exported_adapter_of_pissa_has_the_change_of_the_adapter(tmp_path):
     torch.testing.assert_close(product[0] @ product[1] * alpha / rank, change, rtol=1e-5, atol=1e-5)
     arguments[1] = str(tmp_path / "unknown")
     assert cli.main(["export", *arguments, "unknown"]) == 2
+
+
+def test_fuzzing_of_adapters_finds_no_crash():
+    """A few cases; `tests.fuzz` tries many more, with imports."""
+    outcomes, findings = fuzz.run(60, chosen_seed() or 0, make=fuzz.adapter_directories)
+    assert findings == []
+    assert outcomes["refused"] > 20
+
+
+def test_lying_files_are_refused_by_the_command_without_memory(folder, tmp_path, capsys):
+    """Sizes that a header or a config claims are compared with the file before they are used."""
+    key = "base_model.model.layers.0.attention.q_proj.lora_A.weight"
+    file = (folder / "lora" / "adapter_model.safetensors").read_bytes()
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header[key] |= {"shape": [2**20, 2**20]}
+    lying = json.dumps(header).encode()
+    wide = {"r": 2**40, "rank_pattern": {}, "target_modules": ["q_proj"]}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for content, config in (
+        (len(lying).to_bytes(8, "little") + lying + file[8 + length :], None),  # a shape
+        ((2**62).to_bytes(8, "little") + file[8:], None),  # a header that is huge
+        (file[: len(file) // 2], None),
+        (b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.", None),
+        (file, wide),
+        (file, {"target_modules": {"a": 1}, "peft_type": ["LORA"]}),
+    ):
+        path = changed(folder, tmp_path, config=config)
+        (path / "adapter_model.safetensors").write_bytes(content)
+        assert cli.main(["generate", str(folder / "base"), "a", "--adapter", str(path)]) == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1, err
+        assert "changed" in err
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
 
 
 @pytest.mark.parametrize("name", ["lora", "ia3", "bottleneck"])

@@ -25,7 +25,7 @@ from miniformer.utils.atomic import atomic_path, write_json, write_text
 def write_peft(
     pipeline: Pipeline, out: Path, *, family: str | None = None, name: str | None = None
 ) -> str:
-    """Writes an adapter of a pipeline as peft reads it beside the base in transformers.
+    """Writes an adapter of a pipeline as peft reads it for the base in transformers.
 
     Args:
         pipeline: the model.
