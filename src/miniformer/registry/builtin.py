@@ -102,6 +102,7 @@ _COMMANDS = {
         "miniformer.adapters.commands.convert",
         "convert a model to fewer heads of keys and values",
     ),
+    "quantize": ("miniformer.compression.command", "store a model in fewer bits"),
     "serve": ("miniformer.serving.command", "serve models over HTTP, with OpenAI's interface"),
     "export": ("miniformer.exporters.command", "write a model for another program"),
     "export-bench": (
@@ -210,7 +211,13 @@ KINDS: dict[str, Kind] = {
         "predict(pipeline, inputs, names, **options)",
         {"peft": "miniformer.adapters.files"},
     ),
-    "weight_storage": Kind("encode(weight, **options) -> tensors by name, and decode, its inverse"),
+    "weight_storage": Kind(
+        "encode(weight, **options) -> tensors by name, and decode, its inverse",
+        {
+            "integers": "miniformer.checkpoint.stored_types:Integers",
+            "short_float": "miniformer.checkpoint.stored_types:ShortFloat",
+        },
+    ),
     # Decoding.
     "cache": Kind(
         "(spec, **options) -> Cache",

@@ -171,6 +171,6 @@ def test_description_messages(tmp_path, content, message):
         Transformer.from_pretrained(tmp_path)
 
 
-def test_storage_is_a_kind_without_builtin_components():
-    assert registry.builtin_names("weight_storage") == []
+def test_types_of_a_plugin_join_those_built_in():
+    assert registry.builtin_names("weight_storage") == ["integers", "short_float"]
     assert registry.get("weight_storage", "int8") is Int8Storage

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from miniformer.config import UserError
 from miniformer.exporters.compiled.flat import export_flat
 from miniformer.exporters.compiled.write import Format
 from miniformer.exporters.programs import Program
@@ -46,7 +47,14 @@ def _load(path: Path, program: Program) -> Run:
     method = loaded.load_method("forward")
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        try:
+            outputs = method.execute(list(inputs))
+        except RuntimeError as error:
+            raise UserError(
+                f"ExecuTorch cannot execute the program that was written ({error}); nothing is "
+                "written. Sizes that work are a max_batch of 1"
+            ) from None
         # The next call writes into the same memory.
-        return [value.clone() for value in method.execute(list(inputs))]
+        return [value.clone() for value in outputs]
 
     return run

@@ -1,0 +1,129 @@
+"""Stored types of matrices: integers with a scale for 32 weights of a row, and short floats.
+
+Scales have 17 significant bits, so the product with an integer of 8 bits is exact in float32. So
+whoever rounds a decoded matrix again in the same groups (the decoding kernels, a quantized base, a
+second save) gets the same integers and scales.
+
+Letters: O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GROUP = 32  # columns per scale, as in the decoding kernels
+_LARGEST = 127
+_DROPPED_BITS = 7  # of the 24 significant bits of a scale
+_SMALLEST_SCALE = 2.0**-100  # below it weights are zero; products stay exact far above denormals
+# Integers to which the extreme of a group is mapped, of 4 bits; those of the decoding kernels.
+_LEVELS = (-8.0, -7.6, -7.2, -6.8, 7.0)
+_FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Integers:
+    """The type `integers`: 8 or 4 bits."""
+
+    @staticmethod
+    def encode(weight: Tensor, bits: int) -> dict[str, Tensor]:
+        """Rounds a matrix.
+
+        Args:
+            weight: [O, I]; I is a multiple of 32.
+            bits: 8 or 4.
+
+        Returns:
+            `scales`, float32 [O, I / 32]; `values`, int8 [O, I], or for 4 bits uint8 [O, I / 2]:
+            the integers + 8 of 2 columns, the first one in the low bits.
+        """
+        groups = weight.detach().float().reshape(len(weight), -1, GROUP)
+        if bits == 8:
+            values, scales = _round8(groups)
+            return {"values": values.to(torch.int8).flatten(1), "scales": scales[..., 0]}
+        values, scales = _round4(groups)
+        # The same weights can have several forms; rounding them again gives the one to keep.
+        values, scales = _round4(values * scales)
+        pairs = (values + 8).to(torch.uint8).flatten(1)
+        return {"values": pairs[:, ::2] | pairs[:, 1::2] << 4, "scales": scales[..., 0]}
+
+    @staticmethod
+    def decode(tensors: dict[str, Tensor], bits: int) -> Tensor:
+        """The matrix, float32 [O, I]; the inverse of `encode`.
+
+        Raises:
+            ValueError: the tensors have other types or shapes than those of `encode`.
+        """
+        values, scales = tensors["values"], tensors["scales"]
+        expected = {8: torch.int8, 4: torch.uint8}.get(bits)
+        if expected is None:
+            raise ValueError(f"bits must be 8 or 4, not {bits!r}")
+        if (values.dtype, scales.dtype) != (expected, torch.float32):
+            raise ValueError(f"values are {values.dtype} and scales {scales.dtype}")
+        per_group = GROUP * bits // 8
+        if values.dim() != 2 or scales.dim() != 2 or values.shape != (
+            scales.shape[0], scales.shape[1] * per_group
+        ):  # fmt: skip
+            raise ValueError(
+                f"values {tuple(values.shape)} do not fit scales {tuple(scales.shape)}"
+            )
+        if bits == 4:
+            values = torch.stack((values & 15, values >> 4), 2).flatten(1).to(torch.int8) - 8
+        groups = values.float().view(*scales.shape, GROUP)
+        weight: Tensor = groups.mul_(scales[..., None]).flatten(1)
+        return weight
+
+
+class ShortFloat:
+    """The type `short_float`: bf16 or fp16."""
+
+    @staticmethod
+    def encode(weight: Tensor, form: str) -> dict[str, Tensor]:
+        """Rounds a matrix to the nearest short float."""
+        return {"values": weight.detach().to(_FLOATS[form])}
+
+    @staticmethod
+    def decode(tensors: dict[str, Tensor], form: str) -> Tensor:
+        """The matrix in its stored type.
+
+        Raises:
+            ValueError: the tensor has another type.
+        """
+        if tensors["values"].dtype != _FLOATS[form]:
+            raise ValueError(f"values are {tensors['values'].dtype}, not {form}")
+        return tensors["values"]
+
+
+def _round8(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers from -127 to 127, and scales [..., 1], of groups of weights."""
+    scales = _short_scales(groups.abs().amax(-1, keepdim=True) / _LARGEST)
+    return _integers(groups, scales, -_LARGEST, _LARGEST), scales
+
+
+def _round4(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers from -8 to 7, and of several scales those with the least squared error."""
+    extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    best: tuple[Tensor, Tensor] | None = None
+    least = torch.full_like(extreme, torch.inf)
+    for level in _LEVELS:
+        scales = _short_scales(extreme / level)
+        values = _integers(groups, scales, -8, 7)
+        error = (groups - values * scales).square().sum(-1, keepdim=True)
+        if best is not None:
+            better = error < least
+            values = torch.where(better, values, best[0])
+            scales = torch.where(better, scales, best[1])
+        best, least = (values, scales), torch.minimum(error, least)
+    assert best is not None
+    return best
+
+
+def _integers(groups: Tensor, scales: Tensor, low: int, high: int) -> Tensor:
+    values = torch.where(scales == 0, 0.0, groups / scales)
+    return values.round().clamp(low, high) + 0.0  # without negative zeros
+
+
+def _short_scales(scales: Tensor) -> Tensor:
+    """Scales, rounded to 17 significant bits."""
+    half = 1 << (_DROPPED_BITS - 1)
+    bits = (scales.contiguous().view(torch.int32) + half) & -(1 << _DROPPED_BITS)
+    return torch.where(scales.abs() < _SMALLEST_SCALE, 0.0, bits.view(torch.float32))

@@ -1,0 +1,35 @@
+"""`miniformer quantize`: a model directory in fewer bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DESCRIPTION = (
+    "Store a model in fewer bits. The written directory stands alone, and every command reads it."
+)
+
+
+def add_arguments(parser: Any) -> None:
+    """Adds the arguments."""
+    parser.add_argument("directory", type=str, help="model directory, or the folder of a run")
+    parser.add_argument("out", type=str, help="directory to write")
+    parser.add_argument(
+        "--to",
+        type=str,
+        required=True,
+        help="int8, int4 (embeddings and the head of a vocabulary int8), bf16 or fp16",
+    )
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="labeled records; their loss before and after is printed",
+    )
+
+
+def run(values: dict[str, Any]) -> int:
+    """Quantizes; returns the exit code."""
+    from miniformer.compression.quantize import quantize
+
+    print(quantize(values["directory"], values["out"], to=values["to"], data=values["data"]))
+    return 0

@@ -1,0 +1,90 @@
+"""Faults in `miniformer.compression`, and in the stored types of the core."""
+
+import torch
+
+from tests.faults import fault
+
+
+@fault("miniformer.checkpoint.stored_types:_round8")
+def scales_of_stored_integers_are_of_rows(original):
+    """All groups of a row have the scale of the largest one."""
+
+    def round8(groups):
+        scales = original(groups)[1].amax(1, keepdim=True).expand(*groups.shape[:-1], 1)
+        return (groups / scales).round().clamp(-127, 127), scales.contiguous()
+
+    return round8
+
+
+@fault("miniformer.checkpoint.stored_types:_integers")
+def four_bits_have_seven_steps_below_zero(original):
+    """Integers of 4 bits are cut to 7 steps on either side."""
+
+    def integers(groups, scales, low, high):
+        return original(groups, scales, max(low, -high) if high == 7 else low, high)
+
+    return integers
+
+
+@fault("miniformer.checkpoint.stored_types:_short_scales")
+def scales_of_stored_integers_have_all_bits(original):
+    """Scales have 24 significant bits, so that products are rounded."""
+    return lambda scales: scales.contiguous()
+
+
+@fault("miniformer.checkpoint.stored_types:Integers.encode")
+def four_bits_are_rounded_once(original):
+    """The form of weights of 4 bits is that of the first rounding."""
+    from miniformer.checkpoint import stored_types
+
+    def encode(weight, bits):
+        if bits == 8:
+            return original(weight, bits)
+        groups = weight.detach().float().reshape(len(weight), -1, 32)
+        values, scales = stored_types._round4(groups)
+        pairs = (values + 8).to(torch.uint8).flatten(1)
+        return {"values": pairs[:, ::2] | pairs[:, 1::2] << 4, "scales": scales[..., 0]}
+
+    return encode
+
+
+@fault("miniformer.compression.quantize:storage_types")
+def embeddings_of_int4_have_four_bits(original):
+    """All matrices of int4 have 4 bits."""
+
+    def storage_types(model, to):
+        types, unchanged = original(model, to)
+        if to == "int4":
+            types = {name: {**item, "bits": 4} for name, item in types.items()}
+        return types, unchanged
+
+    return storage_types
+
+
+@fault("miniformer.compression.quantize:_with_types")
+def quantize_changes_the_given_model(original):
+    """The types are set on the model that was given."""
+
+    def with_types(model, types, to):
+        model.weight_storage = types
+        return model
+
+    return with_types
+
+
+@fault("miniformer.compression.quantize:_check_model")
+def quantized_models_are_rounded_again(original):
+    """A quantized model is taken."""
+
+    def check_model(model):
+        storage, model.weight_storage = model.weight_storage, {}
+        original(model)
+        model.weight_storage = storage
+
+    return check_model
+
+
+@fault("miniformer.compression.quantize:_check_weight")
+def weights_of_all_values_are_stored(original):
+    """Weights that are not finite, or too large, are taken."""
+    return lambda name, weight, to: None

@@ -1,0 +1,209 @@
+"""Directories of models in fewer bits."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import miniformer
+from miniformer import Pipeline, Seq2SeqTransformer, Tokenizer, Transformer, cli
+from miniformer.checkpoint.stored_types import Integers
+from miniformer.config import GenerationConfig, UserError
+from miniformer.model.transforms import apply_transforms
+from miniformer.runtime.native.engine import get_engine
+from miniformer.tasks.classification import Classification
+from miniformer.tasks.embedding import EmbeddingTask
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.seq2seq import Seq2Seq
+from tests.kit import VERSE, tiny_model
+from tests.kit.plugins import registered
+
+IDS = torch.arange(1, 11)[None]
+SIZES = {"d_model": 32, "n_layers": 1, "d_ff": 64}
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    """A pipeline of each kind of model."""
+    tokenizer = Tokenizer.train("byte", [])
+    sizes = {**SIZES, "vocab_size": tokenizer.vocab_size}
+    greedy = GenerationConfig(temperature=0.0, max_new_tokens=8)
+    decoder = tiny_model(**sizes)
+    translator = tiny_model(model=Seq2SeqTransformer, causal=False, **sizes)
+    classifier = tiny_model(causal=False, output_dim=2, **sizes)
+    encoder = tiny_model(causal=False, pooling="mean", **sizes)
+    classes = Classification(classes=["a", "b"], input_kind="text")
+    return {
+        "decoder": Pipeline(decoder, tokenizer, LanguageModeling(), greedy),
+        "seq2seq": Pipeline(translator, tokenizer, Seq2Seq(), greedy),
+        "classifier": Pipeline(classifier, tokenizer, classes),
+        "encoder": Pipeline(encoder, tokenizer, EmbeddingTask(input_kind="text")),
+    }
+
+
+def dequantized(model, bits):
+    """The model with the weights that its integers stand for."""
+    weights = dict(model.state_dict())
+    for name, weight in weights.items():
+        if weight.dim() == 2 and not name.startswith("head."):
+            own = bits if "layers." in name else 8
+            weights[name] = Integers.decode(Integers.encode(weight, bits=own), bits=own)
+    result = type(model)(model.config).eval()
+    result.load_state_dict(weights)
+    return result
+
+
+def answer(name, pipeline):
+    """Answers of a pipeline to texts."""
+    if name == "classifier":
+        return pipeline.predict([VERSE[:20], "abc"])
+    if name == "encoder":
+        return pipeline.embed([VERSE[:20], "abc"]).tolist()
+    return pipeline.generate(["The cat", "a"])
+
+
+@pytest.mark.catches("embeddings_of_int4_have_four_bits", "quantize_changes_the_given_model")
+@pytest.mark.parametrize("to", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["decoder", "seq2seq", "classifier", "encoder"])
+def test_a_directory_computes_with_the_decoded_weights(name, to, pipelines, tmp_path):
+    pipeline = pipelines[name]
+    before = {key: value.clone() for key, value in pipeline.model.state_dict().items()}
+    miniformer.quantize(pipeline, tmp_path / "out", to=to)
+    assert not pipeline.model.weight_storage
+    after = pipeline.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    loaded = miniformer.load(tmp_path / "out")
+    expected = dequantized(pipeline.model, 4 if to == "int4" else 8)
+    weights = expected.state_dict()
+    for key, value in loaded.model.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+    inputs = (IDS, IDS) if name == "seq2seq" else (IDS,)
+    assert torch.equal(loaded.model(*inputs), expected(*inputs))
+    reference = Pipeline(expected, pipeline.tokenizer, pipeline.task, pipeline.generation)
+    assert answer(name, loaded) == answer(name, reference)
+    loaded.save(tmp_path / "again")
+    for file in ("model.safetensors", "quantization.json", "config.json", "task.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+@pytest.mark.parametrize(("to", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_short_floats(to, dtype, pipelines, tmp_path):
+    model = pipelines["decoder"].model
+    result = miniformer.quantize(pipelines["decoder"], tmp_path / "out", to=to)
+    weights = Transformer.from_pretrained(tmp_path / "out").state_dict()
+    for key, value in model.state_dict().items():
+        expected = value.to(dtype).float() if value.dim() == 2 else value
+        assert torch.equal(weights[key], expected), key
+    assert result.unchanged == ()
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored["layers.0.attention.q_proj.values"].dtype == dtype
+
+
+def test_kernels_have_the_stored_integers(pipelines, tmp_path):
+    miniformer.quantize(pipelines["decoder"], tmp_path / "out", to="int8")
+    model = miniformer.load(tmp_path / "out").model
+    try:
+        engine = get_engine(model, "int8")
+    except UserError as error:
+        pytest.skip(str(error))
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    values, scales = engine._native_weights._quantize_int8(model.embedding.weight.detach())
+    assert torch.equal(values, stored["embedding.values"])
+    assert torch.equal(scales, stored["embedding.scales"])
+
+
+def test_what_stays_as_it_is(tmp_path):
+    model = tiny_model(
+        causal=False, input_dim=3, output_dim=2, position="learned", d_model=32, d_ff=40
+    )
+    result = miniformer.quantize(model, tmp_path / "out", to="int8")
+    entries = json.loads((tmp_path / "out" / "quantization.json").read_text())["matrices"]
+    assert set(result.unchanged) >= {
+        "embedding", "head", "layers.0.feed_forward.down_proj", "layers.1.feed_forward.down_proj",
+    }  # fmt: skip
+    assert not entries.keys() & set(result.unchanged)
+    assert all(name.startswith("layers.") for name in entries)
+    assert "layers.1.feed_forward.up_proj" in entries
+    assert entries["layers.0.attention.o_proj"] == {
+        "type": "integers", "bits": 8, "tensors": ["scales", "values"], "dtype": "float32",
+    }  # fmt: skip
+
+
+def test_a_model_in_bf16_becomes_exact_in_float32(tmp_path):
+    model = tiny_model(**SIZES).bfloat16()
+    miniformer.quantize(model, tmp_path / "out", to="int8")
+    assert next(model.parameters()).dtype == torch.bfloat16
+    loaded = Transformer.from_pretrained(tmp_path / "out")
+    assert {x.dtype for x in loaded.parameters()} == {torch.float32}
+    loaded.save_pretrained(tmp_path / "again")
+    file = "model.safetensors"
+    assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_the_command_prints_sizes_and_losses(pipelines, tmp_path, capsys):
+    pipelines["classifier"].save(tmp_path / "model")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"input": "x{n}", "label": "{"ab"[n % 2]}"}}\n' for n in range(8)))
+    flags = ["quantize", str(tmp_path / "model"), str(tmp_path / "out"), "--to", "int8"]
+    assert cli.main([*flags, "--data", str(data)]) == 0
+    text = capsys.readouterr().out
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("model", "out")]
+    assert sizes[1] < 0.4 * sizes[0]
+    losses = [
+        miniformer.load(tmp_path / name).evaluate(str(data), num_resamples=0).metrics["loss"]
+        for name in ("model", "out")
+    ]
+    assert f"loss: {losses[0]:.5f} before, {losses[1]:.5f} after" in text
+    assert "as they were: head" in text
+
+
+@pytest.mark.catches("quantized_models_are_rounded_again", "weights_of_all_values_are_stored")
+def test_what_is_refused(pipelines, tmp_path):
+    model, out = pipelines["decoder"].model, tmp_path / "out"
+    with pytest.raises(UserError, match=r"to='int9' is none of int8, .*; did you mean 'int8'"):
+        miniformer.quantize(model, out, to="int9")
+    with pytest.raises(UserError, match="takes a Pipeline, a model or a model directory, not a in"):
+        miniformer.quantize(3, out, to="int8")
+    with pytest.raises(UserError, match="data needs a model with its task"):
+        miniformer.quantize(model, out, to="int8", data="x.jsonl")
+    with pytest.raises(UserError, match="no matrix has a multiple of 32 inputs"):
+        miniformer.quantize(tiny_model(d_ff=24), out, to="int4")
+    with registered():
+        adapted = apply_transforms(tiny_model(**SIZES), [{"type": "store_int8"}])
+    adapted.weight_storage = {}
+    with pytest.raises(UserError, match=r"has transforms \(store_int8\); merge them first"):
+        miniformer.quantize(adapted, out, to="int8")
+    broken = tiny_model(**SIZES)
+    weight = broken.layers[0].feed_forward.up_proj.weight.detach()
+    weight[3, 4] = torch.nan
+    with pytest.raises(UserError, match=r"layers\.0\.feed_forward\.up_proj: has weights that are"):
+        miniformer.quantize(broken, out, to="bf16")
+    weight[3, 4] = 1e5
+    with pytest.raises(UserError, match=r"has the weight 1e\+05, and fp16 holds 65,504 at most"):
+        miniformer.quantize(broken, out, to="fp16")
+    assert not list(tmp_path.iterdir())
+    miniformer.quantize(model, out, to="int8")
+    with pytest.raises(UserError, match=r"is quantized already \(integers\); weights are not"):
+        miniformer.quantize(out, tmp_path / "twice", to="int4")
+    with pytest.raises(UserError, match="exists and is not empty"):
+        miniformer.quantize(model, out, to="int8")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bits", 4, r"cannot be decoded as integers: ValueError: values are torch\.int8"),
+        ("bits", 10**9, "bits must be 8 or 4"),
+        ("type", "short_float", "cannot be decoded as short_float"),
+        ("tensors", ["values"], "cannot be decoded as integers: KeyError|has no tensor"),
+    ],
+)
+def test_descriptions_that_lie_are_refused(key, value, message, pipelines, tmp_path):
+    miniformer.quantize(pipelines["decoder"].model, tmp_path / "out", to="int8")
+    path = tmp_path / "out" / "quantization.json"
+    content = json.loads(path.read_text())
+    content["matrices"]["layers.0.attention.q_proj"][key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        Transformer.from_pretrained(tmp_path / "out")
