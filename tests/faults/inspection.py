@@ -18,8 +18,8 @@ def attention_of_inspection_is_the_first_layers(original):
 def logprobs_are_those_of_the_next_token(original):
     """Log-probabilities are one position too early."""
 
-    def logprobs(*arguments):
-        values = original(*arguments)
+    def logprobs(task, model, tokenizer, reading, logits):
+        values = original(task, model, tokenizer, reading, logits)
         return [*values[1:], values[0]]
 
     return logprobs
@@ -29,7 +29,7 @@ def logprobs_are_those_of_the_next_token(original):
 def masked_token_is_visible(original):
     """A masked language model sees the token whose log-probability it computes."""
 
-    def masked_logprobs(model, ids, skipped, mask):
+    def masked_logprobs(model, ids, skipped, mask, batch_tokens=4096):
         logprobs = model(model.embedding.weight.new_tensor([ids]).long())[0].log_softmax(-1)
         return [
             None if token in skipped else float(logprobs[n, token]) for n, token in enumerate(ids)
