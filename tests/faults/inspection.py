@@ -81,6 +81,8 @@ def drawing_is_always_pre_norm(original):
     def layer_boxes(config, *, cross=False):
         import dataclasses
 
-        return original(dataclasses.replace(config, norm_placement="pre"), cross=cross)
+        return original(
+            dataclasses.replace(config, norm_placement=None, pre_norm=True), cross=cross
+        )
 
     return layer_boxes
