@@ -228,9 +228,9 @@ def unknown_fields_have_no_hint(original):
 def long_inputs_are_truncated(original):
     """Inputs that are too long are cut without a message."""
 
-    async def predict(body, request, tasks, method="predict", **options):
+    async def predict(body, request, tasks):
         body.truncate = True
-        return await original(body, request, tasks, method, **options)
+        return await original(body, request, tasks)
 
     return predict
 
@@ -265,6 +265,49 @@ def unknown_steps_read_few_tokens(original):
     return lambda self, num_running, num_waiting: original(self, num_running, num_waiting) or 16
 
 
+@fault("miniformer.serving.scheduling.predictions:run_predictions")
+def joined_answers_go_to_the_next_request(original):
+    """The first joined request gets the answers from the second input on."""
+    import dataclasses
+
+    def run_predictions(jobs):
+        function = jobs[0].function
+        shifted = dataclasses.replace(
+            jobs[0], function=lambda inputs: [*(x := function(inputs))[1:], *x[:1]]
+        )
+        original([shifted, *jobs[1:]])
+
+    return run_predictions
+
+
+@fault("miniformer.serving.scheduling.predictions:run_predictions")
+def an_invalid_input_fails_all_that_are_joined(original):
+    """The error of one request is that of the others."""
+    from miniformer.serving.scheduling.jobs import Failure
+
+    def run_predictions(jobs):
+        try:
+            jobs[0].function([item for job in jobs for item in job.inputs])
+        except Exception as error:
+            for job in jobs:
+                job.send(Failure(error))
+        else:
+            original(jobs)
+
+    return run_predictions
+
+
+@fault("miniformer.serving.scheduling.predictions:join_waiting")
+def any_number_of_inputs_is_joined(original):
+    """All waiting predictions of a group are computed at once."""
+
+    def join_waiting(first, queue):
+        jobs = iter(lambda: queue.pop_where(lambda job: job.group == first.group), None)
+        return [first, *jobs]
+
+    return join_waiting
+
+
 @fault("miniformer.serving.routes.echo:prompt_tokens")
 def echoed_tokens_have_the_scores_of_their_neighbors(original):
     """The log-probabilities of a prompt are one place too late."""
@@ -280,6 +323,12 @@ def echoed_tokens_have_the_scores_of_their_neighbors(original):
         ]
 
     return prompt_tokens
+
+
+@fault("miniformer.serving.routes.tasks:are_texts")
+def whole_translations_are_calls(original):
+    """A translation without beams is a call, for which all streams of the model wait."""
+    return lambda values: False
 
 
 @fault("miniformer.serving.routes.translations:encode_prompts")

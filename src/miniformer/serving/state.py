@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -18,7 +18,14 @@ from miniformer.serving.errors import ApiError
 from miniformer.serving.generation import ClientLeft, encode_prompts, wrong_task
 from miniformer.serving.metrics import ServerMetrics
 from miniformer.serving.models import Models, ServedModel
-from miniformer.serving.scheduling.jobs import Call, Failure, Mailbox, next_request
+from miniformer.serving.scheduling.jobs import (
+    Call,
+    Failure,
+    Job,
+    Mailbox,
+    Prediction,
+    next_request,
+)
 
 logger = logging.getLogger("miniformer.serving")
 _POLL_SECONDS = 0.2
@@ -43,6 +50,18 @@ class ServerState:
         if self.config.log_prompts:
             for text in texts:
                 logger.info("prompt: %r", text)
+
+    def check_choices(self, count: int) -> None:
+        """Checks the number of texts that a request asks for.
+
+        Raises:
+            ApiError: they are more than the settings allow.
+        """
+        limit = self.config.max_choices
+        if count > limit:
+            raise ApiError(
+                f"{count} texts are above the server's limit of {limit} for a request", param="n"
+            )
 
     def log_error(self, error: Exception) -> None:
         """Logs an error with its traceback, if it is not the client's."""
@@ -98,9 +117,36 @@ async def run_call(
         QueueFull, TimeoutError, ClientLeft: see `miniformer.serving.generation.generate`.
         Exception: the error of the function.
     """
-    mailbox = Mailbox()
-    call = Call(next_request(), mailbox, function)
-    model.worker.submit([call])
+    return await _result_of(state, model, request, Call(next_request(), Mailbox(), function))
+
+
+async def run_predictions(
+    state: ServerState,
+    model: ServedModel,
+    request: Request,
+    group: Hashable,
+    inputs: Sequence[Any],
+    function: Callable[[Sequence[Any]], Sequence[Any]],
+) -> Sequence[Any]:
+    """Answers to inputs, which may be computed together with those of other requests.
+
+    Args:
+        state, model, request: of the request.
+        group: requests of a group have the same function and options.
+        inputs: the inputs, at least one.
+        function: the answers to inputs, in their order.
+
+    Raises:
+        QueueFull, TimeoutError, ClientLeft: see `miniformer.serving.generation.generate`.
+        Exception: the error of the function for these inputs.
+    """
+    job = Prediction(next_request(), Mailbox(), group, inputs, function)
+    answers: Sequence[Any] = await _result_of(state, model, request, job)
+    return answers
+
+
+async def _result_of(state: ServerState, model: ServedModel, request: Request, job: Job) -> Any:
+    model.worker.submit([job])
     end = time.monotonic() + state.config.timeout
     try:
         while True:
@@ -108,7 +154,7 @@ async def run_call(
             if remaining <= 0:
                 raise TimeoutError
             try:
-                ((_, event),) = await mailbox.take(min(remaining, _POLL_SECONDS))
+                ((_, event),) = await job.mailbox.take(min(remaining, _POLL_SECONDS))
             except TimeoutError:
                 if await request.is_disconnected():
                     raise ClientLeft from None
@@ -117,4 +163,4 @@ async def run_call(
                 raise event.error
             return event.value
     finally:
-        call.cancel()
+        job.cancel()

@@ -106,3 +106,10 @@ def http(server):
     httpx = pytest.importorskip("httpx")
     with httpx.Client(base_url=server[0], timeout=30, trust_env=False) as client:
         yield client
+
+
+def metric(http, name, model="lm"):
+    """Value of a metric of a model; 0: it has none."""
+    lines = http.get("/metrics").text.splitlines()
+    name = f'miniformer_{name}{{model="{model}"}} '
+    return next((float(line.removeprefix(name)) for line in lines if line.startswith(name)), 0.0)

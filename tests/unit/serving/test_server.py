@@ -7,16 +7,10 @@ import time
 import pytest
 
 from miniformer.config import ConfigError, UserError
-from tests.unit.serving.conftest import language_model, running
+from tests.unit.serving.conftest import language_model, metric, running
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi")
-
-
-def metric(http, name, model="lm"):
-    lines = http.get("/metrics").text.splitlines()
-    name = f'miniformer_{name}{{model="{model}"}} '
-    return next((float(line.removeprefix(name)) for line in lines if line.startswith(name)), 0.0)
 
 
 @pytest.mark.catches("steps_count_as_tokens")

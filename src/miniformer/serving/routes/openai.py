@@ -39,7 +39,7 @@ from miniformer.serving.routes.bodies import (
 from miniformer.serving.routes.echo import prompt_tokens
 from miniformer.serving.routes.logit_bias import logit_bias
 from miniformer.serving.routes.schemas import FAILED, STREAMED
-from miniformer.serving.state import ServerState, run_call
+from miniformer.serving.state import ServerState, run_call, run_predictions
 
 router = APIRouter(responses=FAILED)
 
@@ -155,7 +155,9 @@ async def embed(body: EmbeddingBody, request: Request) -> dict[str, Any]:
             f"dimensions={body.dimensions} is above the model's {width}", param="dimensions"
         )
     pipeline = model.pipeline
-    vectors = await run_call(state, model, request, lambda: pipeline.embed(texts).numpy())
+    vectors: Any = await run_predictions(
+        state, model, request, "embed", texts, lambda inputs: pipeline.embed(inputs).numpy()
+    )
     if body.dimensions is not None:
         vectors = vectors[:, : body.dimensions]
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -249,12 +251,7 @@ class _Answer:
         self.inputs, self.head, self.choice, self.first = inputs, head, choice, first
         self.num_top = num_top
         self.num_choices = len(inputs) * body.n
-        if self.num_choices > state.config.max_choices:
-            raise ApiError(
-                f"{self.num_choices} texts are above the server's limit of "
-                f"{state.config.max_choices} for a request",
-                param="n",
-            )
+        state.check_choices(self.num_choices)
         self.prompt_tokens = sum(
             len(item.input_ids if item.source is None else item.source) for item in inputs
         )

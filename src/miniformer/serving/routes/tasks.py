@@ -14,8 +14,13 @@ from miniformer.serving.generation import wrong_task
 from miniformer.serving.models import ServedModel
 from miniformer.serving.routes.attention import source_attention
 from miniformer.serving.routes.schemas import FAILED, STREAMED, Body
-from miniformer.serving.routes.translations import stream_translations
-from miniformer.serving.state import ServerState, run_call
+from miniformer.serving.routes.translations import (
+    Translation,
+    are_texts,
+    stream_translations,
+    whole_translations,
+)
+from miniformer.serving.state import ServerState, run_call, run_predictions
 
 router = APIRouter(responses=FAILED)
 _CLASSIFIERS = (
@@ -93,7 +98,7 @@ async def translate(body: TranslateBody, request: Request) -> Any:
         if body.attention:
             raise ApiError("attention is not streamed; leave it or stream out", param="attention")
         return await stream_translations(body, request, options)
-    answer = await _predict(body, request, ("seq2seq",), method="generate", **options)
+    answer = await _translate(body, request, options)
     if body.attention and isinstance(body.input, str):
         state: ServerState = request.app.state.server
         model, (best,) = state.models.get(body.model), answer["predictions"][:1]
@@ -104,32 +109,53 @@ async def translate(body: TranslateBody, request: Request) -> Any:
     return answer
 
 
-async def _predict(
-    body: InputBody,
-    request: Request,
-    tasks: Sequence[str],
-    method: str = "predict",
-    **options: Any,
+async def _translate(
+    body: TranslateBody, request: Request, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Answers with the predictions of a method of the pipeline; `options` are its arguments."""
+    """Whole translations: in slots beside other requests, or a beam search as a call."""
+    state: ServerState = request.app.state.server
+    model = _model_of(body, request, ("seq2seq",))
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    state.check_choices(len(texts) * body.n)
+    if options["num_beams"] == 1 and are_texts(texts):
+        translation = Translation(state, model, request, texts, body.truncate, options)
+        return {"model": model.name, "predictions": await whole_translations(translation)}
+    pipeline = model.pipeline
+    result = await run_call(
+        state, model, request,
+        lambda: pipeline.generate(body.input, truncate=body.truncate, **options),
+    )  # fmt: skip
+    is_single = isinstance(body.input, str)
+    return {"model": model.name, "predictions": [result] if is_single else result}
+
+
+async def _predict(body: InputBody, request: Request, tasks: Sequence[str]) -> dict[str, Any]:
+    """Predictions of the pipeline for inputs."""
+    model = _model_of(body, request, tasks)
+    pipeline, truncate = model.pipeline, body.truncate
+    is_single = pipeline.task.is_single_input(body.input)
+    inputs = [body.input] if is_single else body.input
+    group = ("predict", truncate, type(inputs[0]))
+    try:
+        results = await run_predictions(
+            request.app.state.server, model, request, group, inputs,
+            lambda items: pipeline.predict_all(items, truncate=truncate),
+        )  # fmt: skip
+    except InputError as error:
+        raise ApiError(f"input: {error}", param="input") from None
+    return {"model": model.name, "predictions": [*results]}
+
+
+def _model_of(body: InputBody, request: Request, tasks: Sequence[str]) -> ServedModel:
+    """The model of a request; checks its task and the kind of its input."""
     state: ServerState = request.app.state.server
     model = state.models.get(body.model)
     if model.task not in tasks:
         raise wrong_task(model)
-    pipeline = model.pipeline
     if not isinstance(body.input, str | list) or body.input == []:
         raise ApiError("input must be a text, or a list of inputs", param="input")
     state.log_prompts([body.input])
-
-    def predict() -> Any:
-        return getattr(pipeline, method)(body.input, truncate=body.truncate, **options)
-
-    try:
-        result = await run_call(state, model, request, predict)
-    except InputError as error:
-        raise ApiError(f"input: {error}", param="input") from None
-    is_single = isinstance(body.input, str) or pipeline.task.is_single_input(body.input)
-    return {"model": model.name, "predictions": [result] if is_single else result}
+    return model
 
 
 @router.post("/v1/score")
@@ -142,12 +168,21 @@ async def score(body: ScoreBody, request: Request) -> dict[str, Any]:
     texts = [body.text] if isinstance(body.text, str) else body.text
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     state.log_prompts(texts)
+    prompts = [""] * len(texts) if prompts is None else prompts
+    if not texts:
+        raise ApiError("text is empty; send at least one text", param="text")
+    if len(prompts) != len(texts):
+        raise ApiError(
+            f"{len(texts)} texts need as many prompts, not {len(prompts)}", param="prompt"
+        )
     pipeline = model.pipeline
+
+    def scores(pairs: Sequence[Any]) -> Sequence[Any]:
+        return pipeline.score([text for text, _ in pairs], [prompt for _, prompt in pairs])
+
     try:
-        results = await run_call(
-            state, model, request,
-            lambda: pipeline.score(texts) if prompts is None else pipeline.score(texts, prompts),
-        )  # fmt: skip
+        pairs = [*zip(texts, prompts, strict=True)]
+        results = await run_predictions(state, model, request, "score", pairs, scores)
     except UserError as error:
         raise ApiError(str(error)) from None
     return {

@@ -1,7 +1,9 @@
-"""Streamed translations: pieces of the text of one, or the n best, each when it is complete."""
+"""Translations: pieces of texts as they are decoded, or the n best of a beam search."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,10 +12,86 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from miniformer.serving.errors import ApiError, as_api_error
-from miniformer.serving.generation import ClientLeft, encode_prompts, generate, wrong_task
+from miniformer.serving.generation import (
+    ClientLeft,
+    Disconnected,
+    encode_prompts,
+    generate,
+    max_new_tokens,
+    wrong_task,
+)
 from miniformer.serving.models import ServedModel
 from miniformer.serving.routes.bodies import resolve_options
 from miniformer.serving.state import ServerState, run_call
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """A request for translations of texts.
+
+    Args:
+        state, model, request: of the request.
+        texts: the sources.
+        truncate: truncate sources that are too long.
+        given: decoding options that the request names.
+    """
+
+    state: ServerState
+    model: ServedModel
+    request: Request
+    texts: list[str]
+    truncate: bool
+    given: dict[str, Any]
+
+    @property
+    def is_search(self) -> bool:
+        """True for a beam search, which knows its texts at its end."""
+        return bool(self.given["num_beams"] > 1)
+
+    def pieces(self, disconnected: Disconnected | None) -> AsyncIterator[dict[str, Any]]:
+        """Pieces of the translations as they come; see `stream_translations`.
+
+        Args:
+            disconnected: see `miniformer.serving.generation.generate`.
+        """
+        return self._searched() if self.is_search else self._decoded(disconnected)
+
+    async def _decoded(self, disconnected: Disconnected | None) -> AsyncIterator[dict[str, Any]]:
+        inputs = encode_prompts(self.model, self.texts, truncate=self.truncate, room=1)
+        defaults, config = self.model.pipeline.generation, self.state.config
+        asked = self.given.get("max_new_tokens")
+        count = max_new_tokens(self.model, inputs, asked, config.max_tokens)
+        if asked is None:
+            count = min(count, defaults.max_new_tokens)
+        options = resolve_options(defaults, {**self.given, "weight_dtype": config.weights}, count)
+        async for delta in generate(
+            self.model, inputs, options, copies=1, num_top=None, processors=(),
+            timeout=config.timeout, disconnected=disconnected,
+        ):  # fmt: skip
+            if delta.text or delta.finish_reason:
+                yield _piece(delta.choice, 0, delta.text, delta.finish_reason)
+
+    async def _searched(self) -> AsyncIterator[dict[str, Any]]:
+        pipeline = self.model.pipeline
+        for index, text in enumerate(self.texts):
+            search = functools.partial(
+                pipeline.generate, text, truncate=self.truncate, **self.given
+            )
+            result = await run_call(self.state, self.model, self.request, search)
+            for rank, translation in enumerate([result] if isinstance(result, str) else result):
+                yield _piece(index, rank, translation, "stop")
+
+
+def _piece(index: int, rank: int, text: str, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, "rank": rank, "text": text, "finish_reason": finish_reason}
+
+
+async def whole_translations(translation: Translation) -> list[str]:
+    """The texts of a translation without beams, decoded beside other requests."""
+    texts = [""] * len(translation.texts)
+    async for piece in translation.pieces(translation.request.is_disconnected):
+        texts[piece["index"]] += piece["text"]
+    return texts
 
 
 async def stream_translations(body: Any, request: Request, given: dict[str, Any]) -> Any:
@@ -33,61 +111,18 @@ async def stream_translations(body: Any, request: Request, given: dict[str, Any]
     if model.task != "seq2seq":
         raise wrong_task(model)
     texts = [body.input] if isinstance(body.input, str) else body.input
-    if not isinstance(texts, list) or not texts or not all(isinstance(x, str) for x in texts):
+    if not are_texts(texts):
         raise ApiError("a stream needs texts: a text, or a list of texts", param="input")
-    if len(texts) * body.n > state.config.max_choices:
-        raise ApiError(
-            f"{len(texts) * body.n} texts are above the server's limit of "
-            f"{state.config.max_choices} for a request",
-            param="n",
-        )
+    state.check_choices(len(texts) * body.n)
     state.log_prompts(texts)
-    is_search = given["num_beams"] > 1
-    deltas = (_searched if is_search else _greedy)(state, model, request, body, texts, given)
-    first = await anext(deltas)  # before the status, so that an error has its own
-    return StreamingResponse(_events(state, first, deltas), media_type="text/event-stream")
+    pieces = Translation(state, model, request, texts, body.truncate, given).pieces(None)
+    first = await anext(pieces)  # before the status, so that an error has its own
+    return StreamingResponse(_events(state, first, pieces), media_type="text/event-stream")
 
 
-async def _greedy(
-    state: ServerState,
-    model: ServedModel,
-    request: Request,
-    body: Any,
-    texts: list[str],
-    given: dict[str, Any],
-) -> AsyncIterator[dict[str, Any]]:
-    inputs = encode_prompts(model, texts, truncate=body.truncate, room=1)
-    defaults = model.pipeline.generation
-    count = given.pop("max_new_tokens", defaults.max_new_tokens)
-    options = resolve_options(defaults, {**given, "weight_dtype": state.config.weights}, count)
-    async for delta in generate(
-        model, inputs, options, copies=1, num_top=None, processors=(),
-        timeout=state.config.timeout, disconnected=None,
-    ):  # fmt: skip
-        if delta.text or delta.finish_reason:
-            yield {
-                "index": delta.choice, "rank": 0, "text": delta.text,
-                "finish_reason": delta.finish_reason,
-            }  # fmt: skip
-
-
-async def _searched(
-    state: ServerState,
-    model: ServedModel,
-    request: Request,
-    body: Any,
-    texts: list[str],
-    given: dict[str, Any],
-) -> AsyncIterator[dict[str, Any]]:
-    pipeline = model.pipeline
-    for index, text in enumerate(texts):
-
-        def search(text: str = text) -> Any:
-            return pipeline.generate(text, truncate=body.truncate, **given)
-
-        result = await run_call(state, model, request, search)
-        for rank, translation in enumerate([result] if isinstance(result, str) else result):
-            yield {"index": index, "rank": rank, "text": translation, "finish_reason": "stop"}
+def are_texts(values: Any) -> bool:
+    """True for a list of texts, at least one."""
+    return isinstance(values, list) and bool(values) and all(isinstance(x, str) for x in values)
 
 
 async def _events(

@@ -8,7 +8,8 @@ import dataclasses
 import itertools
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as SequenceOf
 from typing import Any, NamedTuple
 
 from miniformer.config import GenerationConfig
@@ -146,6 +147,21 @@ class Call(Job):
     function: Callable[[], Any]
 
 
+@dataclasses.dataclass(eq=False)
+class Prediction(Job):
+    """Inputs that may be computed together with those of other requests; its event is a `Result`.
+
+    Args:
+        group: jobs of a group have the same function and options.
+        inputs: the inputs, at least one.
+        function: the answers to inputs, in their order.
+    """
+
+    group: Hashable
+    inputs: SequenceOf[Any]
+    function: Callable[[SequenceOf[Any]], SequenceOf[Any]]
+
+
 def next_request() -> int:
     """Number of a new request."""
     return next(_numbers)
@@ -176,15 +192,27 @@ class FairQueue:
     def pop(self) -> Job | None:
         """The next job that is not cancelled; None: there is none."""
         while self._requests:
-            request, jobs = next(iter(self._requests.items()))
-            job = jobs.popleft()
-            if jobs:
-                self._requests.move_to_end(request)
-            else:
-                del self._requests[request]
+            job = self._take(next(iter(self._requests)))
             if not job.cancelled:
                 return job
         return None
+
+    def pop_where(self, accepts: Callable[[Job], bool]) -> Job | None:
+        """The first next job of a request that is accepted; None: there is none."""
+        for request, jobs in self._requests.items():
+            if accepts(jobs[0]):
+                return self._take(request)
+        return None
+
+    def _take(self, request: int) -> Job:
+        """Removes the next job of a request, whose turn is then the last."""
+        jobs = self._requests[request]
+        job = jobs.popleft()
+        if jobs:
+            self._requests.move_to_end(request)
+        else:
+            del self._requests[request]
+        return job
 
     def drop_cancelled(self) -> None:
         """Removes cancelled jobs, so that they take no room."""

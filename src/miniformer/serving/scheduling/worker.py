@@ -1,7 +1,7 @@
 """Worker: the thread of a model.
 
 It alternates between a step of all running sequences, which also reads parts of prompts, and calls
-of other tasks, so that none of them waits long for another.
+of other tasks, so that none of them waits long for another. Predictions that wait are joined.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from miniformer.serving.scheduling.jobs import (
     Failure,
     FairQueue,
     Job,
+    Prediction,
     Result,
     Sequence,
     Token,
@@ -27,6 +28,7 @@ from miniformer.serving.scheduling.jobs import (
     post,
 )
 from miniformer.serving.scheduling.pacing import PromptPacer
+from miniformer.serving.scheduling.predictions import join_waiting, run_predictions
 from miniformer.tasks.common.text_generation import TextGenerationTask
 from miniformer.utils.units import parse_bytes
 
@@ -86,7 +88,7 @@ class Worker:
         Raises:
             QueueFull: there is no room for all of them.
         """
-        queue = self._calls if isinstance(jobs[0], Call) else self._sequences
+        queue = self._sequences if isinstance(jobs[0], Sequence) else self._calls
         with self._changed:
             queue.drop_cancelled()
             if self._stopping or not queue.push(jobs):
@@ -119,11 +121,14 @@ class Worker:
                     self.metrics.set_load(0, 0)
                     self._changed.wait()
                 call = self._calls.pop()
+                joined = join_waiting(call, self._calls) if isinstance(call, Prediction) else []
                 self._drop_cancelled()
                 jobs = [*self._next_sequences()]
                 waiting = len(self._sequences) + len(self._calls)
             if isinstance(call, Call):
                 self._call(call)
+            elif joined:
+                run_predictions(joined)
             for job in jobs:
                 self._begin(job)
             self.metrics.set_load(waiting, len(self._running))

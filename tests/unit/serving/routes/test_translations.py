@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from tests.unit.serving.conftest import metric
+
 pytest.importorskip("fastapi")
 
 
@@ -25,6 +27,18 @@ def test_a_greedy_translation_comes_in_pieces(http, pipelines):
         assert "".join(delta["text"] for delta in own) == pipelines["mt"].predict(text)
         assert [delta["finish_reason"] for delta in own[:-1]] == [None] * (len(own) - 1)
         assert own[-1]["finish_reason"] in {"stop", "length"}
+
+
+@pytest.mark.catches("whole_translations_are_calls")
+def test_a_whole_translation_is_decoded_in_slots(http, pipelines):
+    before = metric(http, "generated_tokens_total", "mt")
+    texts = ["abc", "hgf ed", "b"]
+    answer = http.post("/v1/translate", json={"model": "mt", "input": texts}).json()
+    assert answer["predictions"] == pipelines["mt"].generate(texts)
+    assert metric(http, "generated_tokens_total", "mt") > before
+    answer = http.post("/v1/translate", json={"model": "mt", "input": ["a"] * 65})
+    assert answer.status_code == 400
+    assert "above the server's limit of 64" in answer.json()["error"]["message"]
 
 
 def test_the_best_of_a_search_come_by_rank(http, pipelines):
