@@ -37,7 +37,7 @@ class TransformerConfig(ModelFields):
         if self.tie_embeddings if seq2seq else self.is_head_tied:
             count -= self.d_model * self.vocab_size
         if self.ordered_outputs and self.output_dim is not None:
-            count += self.output_dim - 1  # thresholds, beside that of the one score
+            count += self.output_dim - 1  # thresholds, besides that of the one score
         return count + (_norm_params(self) if self.head == "masked_lm" else 0)
 
     def flops_per_token(self, seq_len: int | None = None, *, seq2seq: bool = False) -> int:

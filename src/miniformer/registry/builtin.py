@@ -69,7 +69,7 @@ _CHECKS = {
     ),
     "speed": (
         "miniformer.doctor.checks.speed:measure_speed",
-        "speed is measured beside that of matrix products and of memory",
+        "speed is compared with that of matrix products and of memory",
     ),
 }
 

@@ -115,7 +115,7 @@ class Task(StrictConfig):
         return True
 
     def special_tokens(self) -> tuple[str, ...]:
-        """Special tokens of a new tokenizer, beside its own. Known after `fit`."""
+        """Special tokens of a new tokenizer, in addition to its own. Known after `fit`."""
         return ()
 
     def model_config(
@@ -352,7 +352,7 @@ class Task(StrictConfig):
         return iter(())
 
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
-        """Markdown for the model card, beside the metrics; may be empty."""
+        """Markdown for the model card, in addition to the metrics; may be empty."""
         return ""
 
     def plot(self, batch_stats: Sequence[BatchStats], path: Path) -> bool:

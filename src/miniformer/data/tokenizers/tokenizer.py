@@ -243,7 +243,7 @@ class Tokenizer:
 
     @cached_property
     def added_tokens(self) -> tuple[str, ...]:
-        """Texts of the tokens beside those of the model, special ones among them."""
+        """Texts of added tokens, special ones among them, that the model of the tokenizer lacks."""
         added = self.backend.get_added_tokens_decoder().values()
         return tuple(token.content for token in added if token.content)
 

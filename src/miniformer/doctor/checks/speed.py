@@ -23,7 +23,7 @@ _BANDWIDTH_BYTES = 2**28  # more than the caches of a processor
 
 
 def measure_speed(model: Any) -> list[str]:
-    """Speed is measured beside that of matrix products and of memory."""
+    """Speed is compared with that of matrix products and of memory."""
     inputs = ModelInputs(model)
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)

@@ -102,7 +102,7 @@ def require_tokens(setting: str | None, tokenizer: Tokenizer) -> None:
 
 
 def answer_end(setting: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids that end an answer beside EOS; [] if it has no such token."""
+    """Ids other than EOS that end an answer; [] if it has no such token."""
     try:
         ids = turn_end_ids(template_of(setting, tokenizer), tokenizer)
     except UserError:

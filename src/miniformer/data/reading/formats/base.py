@@ -13,7 +13,7 @@ class TextFormat(Protocol):
     """Format of one open file: where its records are, and how one is parsed.
 
     Attributes:
-        cache_key: everything that the index depends on, beside the file.
+        cache_key: everything other than the file that the index depends on.
         is_table: true if all values are cells of text, which `cells` converts.
         is_mapped: true if `parse` gives the fields of the mapping itself.
     """
