@@ -9,7 +9,6 @@ peak above that before the model, of a process of its own. `int8` and `int4` hav
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -127,16 +126,22 @@ def peak_bytes(name, given):
     return int(done.stdout.split()[-1])
 
 
+def peak_kilobytes():
+    """Peak resident set; not ru_maxrss, which a child process inherits."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
 def measure_memory(name, sizes, given):
     if name == "peft":
         import peft  # noqa: F401
         import transformers  # noqa: F401
         from transformers.models.llama import modeling_llama  # noqa: F401
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kilobytes()
     loop = Loop(name, sizes, given.batch, given.length)
     loop.step()
     loop.step()
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    print(1024 * (peak_kilobytes() - before))
 
 
 def main():

@@ -207,7 +207,8 @@ def main():
     print(json.dumps(result, indent=2))
     if arguments.save:
         stored = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
-        stored = {**stored, arguments.part: {**result, "environment": environment()}}
+        result = {**result, "environment": environment("trl", "transformers")}
+        stored = {**stored, arguments.part: result}
         RESULTS.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
 
 
