@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("fast_launch")
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.0}
 MODEL |= {"bias": False}  # that of a key has no gradient but rounding, which Adam would blow up
+CHATS = {"train": "chats.jsonl", "val": "chats_val.jsonl"}
 STEPS = 50
 WORDS = VERSE.split()
 
@@ -37,9 +38,21 @@ def write_data(folder):
     # Documents end within windows, and 23 batches a pass are shared by two and by four.
     write_jsonl(folder / "train.jsonl", [" ".join(WORDS[i % 9 :]) for i in range(24)])
     write_jsonl(folder / "val.jsonl", [VERSE, VERSE[:40], VERSE[7:]])
+    chats = [
+        {"messages": [
+            {"role": ("user", "assistant")[n % 2], "content": " ".join(WORDS[i % 9 :][: 2 + n])}
+            for n in range(2 + 2 * (i % 2))
+        ]}
+        for i in range(48)
+    ]  # fmt: skip
+    for part, count in (("chats", 48), ("chats_val", 4)):
+        lines = [json.dumps(record) + "\n" for record in chats[:count]]
+        (folder / f"{part}.jsonl").write_text("".join(lines))
 
 
 def config(folder, name, **changes):
+    if "task_config" in changes:
+        changes |= {f"{x}_path": str(folder / y) for x, y in CHATS.items()}
     return TrainConfig(**{
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
         "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 6, "lr": 1e-2,
@@ -73,12 +86,17 @@ PAIRS = {
     "fsdp2": {},
     "muon": {"optimizer": "muon"},
     "averaged": {"ema_decay": 0.9, "average_checkpoints": 2},
-}
+    "chats": {
+        "task_config": {"chat_template": "chatml"}, "seq_len": 256, "batch_size": 1,
+        "model_config": {**MODEL, "max_seq_len": 256},
+    },
+}  # fmt: skip
 TOGETHER = {
     "ddp": {"strategy": "ddp"},
     "fsdp2": {"strategy": "fsdp2"},
     "muon": {"strategy": "fsdp2"},
     "averaged": {"strategy": "fsdp2"},
+    "chats": {"strategy": "ddp"},
 }
 
 
@@ -120,6 +138,12 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_devices_have_the_losses_of_one_device(folder, name):
     assert_same(folder, f"{name}-1", f"{name}-2")
+
+
+def test_accumulated_conversations_are_those_of_a_large_batch(folder):
+    """Windows of packed conversations have different numbers of learned tokens."""
+    train(config(folder, "chats-large", **{**PAIRS["chats"], "batch_size": 2}))
+    assert_same(folder, "chats-large", "chats-1")
 
 
 def test_two_devices_save_a_usable_model(folder):

@@ -39,6 +39,12 @@ def records(task):
         text = " ".join(WORDS[i % 9 :][: 3 + i % 7])
         if task == "seq2seq":
             yield {"source": text, "target": " ".join(WORDS[i % 5 :][: 1 + i % 4])}
+        elif task == "chats":
+            contents = [text[:18], " ".join(WORDS[i % 5 :][: 1 + i % 4])] * (1 + i % 2)
+            roles = ("user", "assistant")
+            yield {"messages": [
+                {"role": roles[n % 2], "content": content} for n, content in enumerate(contents)
+            ]}  # fmt: skip
         elif task == "series":
             yield {
                 "input": [[math.sin(i % 3 + t * (1 + i % 2))] for t in range(20)],
@@ -69,6 +75,9 @@ KINDS = {
     "bf16": {"precision": "bf16", "limits": LARGE},
     "schedule-free": {"optimizer": "schedulefree", "scheduler": "none"},
     "two threads": {"threads": 2, "model_config": {**MODEL, "d_model": 64, "d_ff": 256}},
+    "conversations": {"records": "chats", "limits": LARGE, "seq_len": 192, "batch_size": 1,
+                      "model_config": {**MODEL, "max_seq_len": 192}, "accumulate_grad_batches": 2,
+                      "task_config": {"chat_template": "chatml"}},
     "epochs": {"max_steps": None, "max_epochs": 2, "val_check_interval": 4},
 }  # fmt: skip
 
