@@ -1,4 +1,4 @@
-"""Tables of destinations and of measured files: `python -m tests.kit.export_page` writes them into
+"""Tables of destinations and measured files: `python -m tests.kit.export_page` writes them into
 docs/export.md.
 
 `tests/unit/exporters/test_listing.py` compares the page with the registry.

@@ -30,8 +30,9 @@ def test_list_shows_what_each_destination_takes_and_needs(monkeypatch, capsys):
     assert "for torch.export.load, in Python without this package; installed" in "\n".join(lines)
 
 
-def test_table_of_the_page_is_that_of_the_registry():
-    """`python -m tests.kit.export_page` writes it again."""
+def test_tables_of_the_page_are_those_of_the_registry_and_of_the_results():
+    """`python -m tests.kit.export_page` writes them again."""
     text = export_page.DOCUMENT.read_text(encoding="utf-8")
     assert export_page.page(text) == text
     assert "| `pt2` |" in text
+    assert "| `gguf q8_0` |" in text
