@@ -211,9 +211,9 @@ def measure(folder, pipeline, weights, options):
             "one after another": lambda: time_generate(pipeline.model, few, weights, 1),
         }
         if options.llama_python is not None:
-            other = stack.enter_context(llama_server(options.llama_python, folder, weights))
-            contestants[LLAMA] = lambda: time_server(other, few, options.clients)
-            time_server(other, requests[:2], 2)
+            llama_address = stack.enter_context(llama_server(options.llama_python, folder, weights))
+            contestants[LLAMA] = lambda: time_server(llama_address, few, options.clients)
+            time_server(llama_address, requests[:2], 2)
         names, values = [*contestants], {name: [] for name in contestants}
         time_server(address, requests[:4], 2)
         for number in range(options.rounds):

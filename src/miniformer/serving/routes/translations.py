@@ -48,7 +48,7 @@ class Translation:
         """True for a beam search, which knows its texts at its end."""
         return bool(self.given["num_beams"] > 1)
 
-    def pieces(self, disconnected: Disconnected | None) -> AsyncIterator[dict[str, Any]]:
+    def deltas(self, disconnected: Disconnected | None) -> AsyncIterator[dict[str, Any]]:
         """Pieces of the translations as they come; see `stream_translations`.
 
         Args:
@@ -89,7 +89,7 @@ def _piece(index: int, rank: int, text: str, finish_reason: str | None) -> dict[
 async def whole_translations(translation: Translation) -> list[str]:
     """The texts of a translation without beams, decoded beside other requests."""
     texts = [""] * len(translation.texts)
-    async for piece in translation.pieces(translation.request.is_disconnected):
+    async for piece in translation.deltas(translation.request.is_disconnected):
         texts[piece["index"]] += piece["text"]
     return texts
 
@@ -115,9 +115,9 @@ async def stream_translations(body: Any, request: Request, given: dict[str, Any]
         raise ApiError("a stream needs texts: a text, or a list of texts", param="input")
     state.check_choices(len(texts) * body.n)
     state.log_prompts(texts)
-    pieces = Translation(state, model, request, texts, body.truncate, given).pieces(None)
-    first = await anext(pieces)  # before the status, so that an error has its own
-    return StreamingResponse(_events(state, first, pieces), media_type="text/event-stream")
+    deltas = Translation(state, model, request, texts, body.truncate, given).deltas(None)
+    first = await anext(deltas)  # before the status, so that an error has its own
+    return StreamingResponse(_events(state, first, deltas), media_type="text/event-stream")
 
 
 def are_texts(values: Any) -> bool:

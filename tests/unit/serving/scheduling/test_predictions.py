@@ -29,12 +29,12 @@ def answers(pipeline, function, requests):
     async def run():
         busy = threading.Event()
         jobs = [Prediction(next_request(), Mailbox(), "group", x, counted) for x in requests]
-        other = Prediction(next_request(), Mailbox(), "other group", [0], lambda inputs: inputs)
+        unrelated = Prediction(next_request(), Mailbox(), "other group", [0], lambda inputs: inputs)
         worker.submit([Call(next_request(), Mailbox(), busy.wait)])
-        for job in (*jobs[:1], other, *jobs[1:]):
+        for job in (*jobs[:1], unrelated, *jobs[1:]):
             worker.submit([job])
         busy.set()
-        events = [await job.mailbox.take(60) for job in (*jobs, other)]
+        events = [await job.mailbox.take(60) for job in (*jobs, unrelated)]
         assert events.pop()[0][1].value == [0]
         return [event for ((_, event),) in events]
 
