@@ -19,6 +19,10 @@ LIMIT_S = 900
 TINY = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
 # Arguments of each script; {data} is a folder of random text in {sets}, {model} a tiny model of it.
 SCRIPTS = {
+    "adapter_quality.py": [
+        "{sets}", "--steps", "3", "--labels", "40", "--epochs", "1", "--seeds", "1", "--test", "20",
+        "--tasks", "agnews",
+    ],
     "adapters.py": ["--rounds", "1", "--tiny", "--batch", "2", "--length", "16"],
     "beams.py": ["--rounds", "1"],
     "data_size.py": ["--large_mb", "3", "--small_mb", "1", "--steps", "3"],
