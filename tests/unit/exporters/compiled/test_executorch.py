@@ -89,8 +89,18 @@ def test_executorch_decodes_like_the_model(written, directories):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_executorch_classifies_like_the_model(written, classify):
-    programs, _ = written("classifier", max_batch=4)
-    for rows, length in ((1, 1), (4, 9), (2, 32)):
-        ids = torch.randint(0, 258, (rows, length))
+    programs, _ = written("classifier")
+    for length in (1, 9, 32):
+        ids = torch.randint(0, 258, (1, length))
         (logits,) = programs["model"](ids, torch.ones_like(ids))
         torch.testing.assert_close(logits, classify(ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_several_rows_are_refused_when_executorch_fixes_their_number(directories, tmp_path):
+    """Lowering fixes the number of rows of a classifier; a file that needs just it is no use."""
+    pytest.importorskip("executorch.runtime")
+    with pytest.raises(UserError, match="Sizes that work are a max_batch of 1"):
+        miniformer.export(directories / "classifier", tmp_path / "o", to="executorch", max_batch=4)
+    assert not list(tmp_path.iterdir())
