@@ -188,8 +188,10 @@ def main():
     print(json.dumps({name: entry[name] for name in ("recipe", "mean", "spread")}))
     if options.save:  # read after the runs: another process may have added entries
         entries = [*json.loads(RESULTS.read_text(encoding="utf-8")), entry]
-        other = recipe_settings(options.recipe, defaults=not options.defaults, change={})
-        if not options.change and other == entry["settings"]:
+        opposite_settings = recipe_settings(
+            options.recipe, defaults=not options.defaults, change={}
+        )
+        if not options.change and opposite_settings == entry["settings"]:
             # The recipe is the defaults: one measurement is that of both.
             entries.append({**entry, "defaults": not options.defaults})
         RESULTS.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
