@@ -135,6 +135,17 @@ def test_import_of_heavy_packages_is_lazy(code):
     assert done.returncode == 0, done.stderr
 
 
+def test_saved_models_need_no_packages_of_training():
+    done = run_python(
+        "-c",
+        "import sys, miniformer\n"
+        "miniformer.load, miniformer.Pipeline\n"
+        "slow = {'lightning', 'torchmetrics', 'matplotlib', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {slow}' if slow else 0)",
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_import_changes_nothing_in_torch():
     done = run_python(
         "-c",

@@ -7,7 +7,7 @@ import dataclasses
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -36,8 +36,6 @@ from miniformer.generation.api import GenerationOutput
 from miniformer.generation.logits_processors import Processor
 from miniformer.generation.runtime import eval_mode
 from miniformer.generation.speculative import Speculation
-from miniformer.inspection.inspect import inspect_input
-from miniformer.inspection.result import Inspection
 from miniformer.model.config_file import read_config
 from miniformer.model.hub import resolve_directory, upload_directory
 from miniformer.model.seq2seq import Seq2SeqTransformer
@@ -47,6 +45,9 @@ from miniformer.tasks.common.scoring import ScoredText, perplexity, score
 from miniformer.tasks.common.sequence_input import InputTask
 from miniformer.tasks.common.text_generation import TextGenerationTask
 from miniformer.tasks.embedding import EmbeddingTask, embed_batch
+
+if TYPE_CHECKING:
+    from miniformer.inspection.result import Inspection
 
 
 def load(
@@ -389,6 +390,9 @@ class Pipeline:
         Raises:
             UserError: the input is of another kind or too long, or a target is of no use.
         """
+        # The inputs of every task need its module, one of which imports torchmetrics for seconds.
+        from miniformer.inspection.inspect import inspect_input
+
         tokenizer, ids = self._require_tokenizer(), None
         if isinstance(self.model, Seq2SeqTransformer):
             ids = self._target_ids(value, target, truncate)
