@@ -93,8 +93,8 @@ def layer_boxes(config: TransformerConfig, *, cross: bool = False) -> list[Box]:
     for branch in branches:
         before = [norm] if placement in ("pre", "both") else []
         after = [norm] if placement in ("both", "output") else []
-        first, *rest = [*before, branch, *after]
-        boxes += [first._replace(starts_branch=True), *rest, Box("add", "+")]
+        sequence = [*before, branch, *after]
+        boxes += [sequence[0]._replace(starts_branch=True), *sequence[1:], Box("add", "+")]
         boxes += [norm] if placement == "post" else []
     return boxes
 

@@ -8,6 +8,7 @@ from typing import Any
 from miniformer.inspection import plots
 from miniformer.inspection.text import layer_names, show_token
 from miniformer.utils.page import Cell, render_section, render_table, write_page
+from miniformer.utils.plotting import Plot
 
 _MAX_ROWS = 200
 
@@ -38,7 +39,7 @@ def write_inspection(path: Path, inspection: Any, target: str) -> None:
     )
 
 
-def _figure(plot: plots.Plot) -> str:
+def _figure(plot: Plot) -> str:
     svg = plot.to_svg()
     return f'<figure class="picture">{svg[svg.index("<svg") :]}</figure>'
 

@@ -126,8 +126,8 @@ async def run_predictions(
     request: Request,
     group: Hashable,
     inputs: Sequence[Any],
-    function: Callable[[Sequence[Any]], Sequence[Any]],
-) -> Sequence[Any]:
+    function: Callable[[Sequence[Any]], Any],
+) -> Any:
     """Answers to inputs, which may be computed together with those of other requests.
 
     Args:
