@@ -130,11 +130,11 @@ PARTS = (
     ),
     Part(
         "docs",
-        (*_PYTEST, "tests/slow/check_docs.py"),
+        (*_PYTEST, "tests/slow/check_docs.py", "tests/contract/test_start_page.py"),
         (
             "docs/**/*.md", "docs/_site/hooks.py", "mkdocs.yml", "README.md", "CONTRIBUTING.md",
             "CHANGELOG.md", "benchmarks/README.md", "src/miniformer/__init__.py",
-            "docs/drawings/*.svg", "tests/slow/check_docs.py",
+            "docs/drawings/*.svg", "tests/slow/check_docs.py", "tests/contract/test_start_page.py",
         ),
         3,
         ("mkdocs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python", "properdocs"),
