@@ -132,7 +132,7 @@ def card_metrics_are_not_read(original):
     return lambda directory: {}
 
 
-@fault("miniformer.checkpoint.pipeline:render_default_card")
+@fault("miniformer.checkpoint.card:render_default_card")
 def default_card_says_nothing(original):
     """A saved pipeline has a card of one heading."""
     return lambda pipeline: "# A model\n"

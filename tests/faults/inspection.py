@@ -86,3 +86,21 @@ def drawing_is_always_pre_norm(original):
         )
 
     return layer_boxes
+
+
+@fault("miniformer.inspection.reading:token_names")
+def tokens_of_inspection_are_reversed(original):
+    """The names of the positions are in reverse order."""
+    return lambda tokenizer, ids: original(tokenizer, ids)[::-1]
+
+
+@fault("miniformer.inspection.page:_lens_table")
+def page_of_inspection_has_no_lens(original):
+    """The page has no table of predictions."""
+    return lambda inspection: ""
+
+
+@fault("miniformer.commands.inspect:run")
+def inspect_ignores_top_k(original):
+    """The command always prints five predictions."""
+    return lambda values: original({**values, "top_k": 5})

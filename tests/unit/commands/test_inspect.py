@@ -19,7 +19,9 @@ def directory(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.catches("inspect_prints_no_json")
+@pytest.mark.catches(
+    "inspect_prints_no_json", "tokens_of_inspection_are_reversed", "inspect_ignores_top_k"
+)
 def test_inspect_command_prints_text_or_json_and_writes_a_page(directory, tmp_path, capsys):
     page = tmp_path / "page.html"
     assert cli.main(["inspect", directory, "a cat", "--html", str(page)]) == 0

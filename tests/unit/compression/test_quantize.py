@@ -141,6 +141,7 @@ def test_a_model_in_bf16_becomes_exact_in_float32(tmp_path):
     assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
+@pytest.mark.catches("quantize_measures_no_loss")
 def test_the_command_prints_sizes_and_losses(pipelines, tmp_path, capsys):
     pipelines["classifier"].save(tmp_path / "model")
     data = tmp_path / "data.jsonl"

@@ -108,6 +108,7 @@ def test_text_has_tokens_lens_and_strongest_attention(inspection):
     assert shown_layers(24) == [0, 6, 12, 17, 23]
 
 
+@pytest.mark.catches("page_of_inspection_has_no_lens")
 def test_page_is_escaped_and_written(inspection, tmp_path):
     assert "␣a&lt;" in render_body(inspection)
     assert inspection._repr_html_() == render_body(inspection)
