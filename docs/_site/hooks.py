@@ -30,7 +30,10 @@ REFERENCE = {
     "data": ("Data", ("data",)),
     "training": ("Training", ("train_config", "training", "tasks")),
     "use": ("Loading, decoding, exchange", ("checkpoint", "generation", "interop")),
-    "tools": ("Export, serving, extension", ("exporters", "serving", "doctor", "registry")),
+    "tools": (
+        "Export, compression, serving, extension",
+        ("exporters", "compression", "serving", "doctor", "registry"),
+    ),
 }
 
 
