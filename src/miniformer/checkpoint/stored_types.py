@@ -1,8 +1,8 @@
 """Stored types of matrices: integers with a scale for 32 weights of a row, and short floats.
 
 Scales have 17 significant bits, so the product with an integer of 8 bits is exact in float32. So
-whoever rounds a decoded matrix again in the same groups (the decoding kernels, a quantized base, a
-second save) gets the same integers and scales.
+rounding a decoded matrix again in the same groups (by the decoding kernels, a quantized base or a
+second save) gives the same integers and scales.
 
 Letters: O outputs, I inputs.
 """

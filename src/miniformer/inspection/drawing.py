@@ -8,7 +8,7 @@ from miniformer.config import TransformerConfig
 from miniformer.utils.formats import escape_html
 
 _WIDTH, _HEIGHT, _GAP = 250, 34, 16  # of a box, in pixels
-_SIDE = 44  # space beside the boxes of a layer, for residual lines
+_SIDE = 44  # space on each side of the boxes, for residual lines
 _COLORS = {
     "input": "#f1f3f5",
     "norm": "#fff3bf",

@@ -112,7 +112,7 @@ async def translate(body: TranslateBody, request: Request) -> Any:
 async def _translate(
     body: TranslateBody, request: Request, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Whole translations: in slots beside other requests, or a beam search as a call."""
+    """Whole translations: in slots of the shared batch, or a beam search as a call."""
     state: ServerState = request.app.state.server
     model = _model_of(body, request, ("seq2seq",))
     texts = [body.input] if isinstance(body.input, str) else body.input

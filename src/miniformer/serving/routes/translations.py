@@ -87,7 +87,7 @@ def _piece(index: int, rank: int, text: str, finish_reason: str | None) -> dict[
 
 
 async def whole_translations(translation: Translation) -> list[str]:
-    """The texts of a translation without beams, decoded beside other requests."""
+    """The texts of a translation without beams, decoded in slots of the shared batch."""
     texts = [""] * len(translation.texts)
     async for piece in translation.deltas(translation.request.is_disconnected):
         texts[piece["index"]] += piece["text"]

@@ -12,7 +12,7 @@ class PromptPacer:
 
     A step that reads prompts takes at most about twice the time of a step in which all sequences
     run, those that wait for their prompts included. So one prompt delays the streams of others
-    little, and many prompts are read fast, since few streams run beside them.
+    little, and many prompts are read fast, since few streams run at that time.
 
     Args:
         most: most tokens beside running sequences.
