@@ -107,7 +107,7 @@ def make_row_runtime(
     selection = None if state is None else state.selection
     if not isinstance(selection, tuple):
         return None
-    if options.cuda_graph or options.weight_dtype != "float32":  # of runtimes with one weight
+    if options.cuda_graph or options.converts_weights:  # of runtimes with one weight
         name = "cuda_graph=true" if options.cuda_graph else f"weight_dtype={options.weight_dtype}"
         raise UserError(f"{name} needs one adapter for all rows; leave it out, or use one adapter")
     return RowRuntime(model, memory, selection, options.cache_kind)

@@ -48,7 +48,8 @@ class GenerationConfig(StrictConfig):
         choices: the text must be one of these strings.
         json_schema: JSON schema that the text must match.
         weight_dtype: dtype of weights for decoding on a CPU: float32, bf16, or int8 or int4 with a
-            scale per 32 weights. Fewer bytes take less time.
+            scale per 32 weights. Fewer bytes take less time. stored: the type in which the model
+            directory has each matrix, such as int8 in one that `quantize` wrote.
         cache_kind: kind of key-value cache, with which the modules of the model compute all steps:
             window stores the window of layers that have one, full all tokens, int8 a byte for each
             value; null: that of the fastest implementation.
@@ -88,7 +89,7 @@ class GenerationConfig(StrictConfig):
     regex: str | None = None
     choices: list[str] | None = None
     json_schema: dict[str, Any] | None = None
-    weight_dtype: str = option("float32", choices=("float32", "bf16", "int8", "int4"))
+    weight_dtype: str = option("stored", choices=("stored", "float32", "bf16", "int8", "int4"))
     cache_kind: str | None = option(None, kind="cache")
     cuda_graph: bool = False
     seed: int | None = option(None, low=0, high=2**63 - 1)
@@ -103,6 +104,11 @@ class GenerationConfig(StrictConfig):
     def eos_token_ids(self) -> list[int]:
         """EOS tokens: eos_id and stop_token_ids."""
         return [*([] if self.eos_id is None else [self.eos_id]), *(self.stop_token_ids or [])]
+
+    @property
+    def converts_weights(self) -> bool:
+        """True if decoding computes with another type of weights than that of the model."""
+        return self.weight_dtype not in ("stored", "float32")
 
     @property
     def constraint(self) -> str | None:
@@ -154,7 +160,7 @@ class GenerationConfig(StrictConfig):
         constraints = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
         if len(constraints) > 1:
             problems.append(f"{' and '.join(constraints)} are both constraints; leave one out")
-        if self.cache_kind is not None and (self.cuda_graph or self.weight_dtype != "float32"):
+        if self.cache_kind is not None and (self.cuda_graph or self.converts_weights):
             name = "cuda_graph=true" if self.cuda_graph else f"weight_dtype={self.weight_dtype}"
             problems.append(
                 f"{name} has a cache of its own; leave cache_kind={self.cache_kind} out"

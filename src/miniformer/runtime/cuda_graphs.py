@@ -65,7 +65,7 @@ def make_cuda_graph_runtime(
     reason = unsupported_reason(model)
     if reason is not None:
         raise UserError(f"this model does not support cuda_graph=true: {reason}; leave it out")
-    if options.weight_dtype != "float32":
+    if options.converts_weights:
         raise UserError(
             f"weight_dtype={options.weight_dtype} needs the decoding kernels, which are for CPUs; "
             "leave it out with cuda_graph=true"

@@ -21,7 +21,8 @@ class ServeConfig(StrictConfig):
         host: address to listen on. Other machines reach an address beyond this machine; that needs
             api_key_file or insecure.
         port: port to listen on; 0: a free one, which is printed.
-        weights: type of the weights for decoding on a CPU: float32, bf16, int8 or int4.
+        weights: type of the weights for decoding on a CPU: float32, bf16, int8, int4, or stored: as
+            the model directory has them.
         slots: sequences that are decoded at once; others wait.
         memory: memory for keys and values of a model, such as 2GB; it limits the slots.
         queue: sequences that wait for a slot, and requests of other tasks; more are refused with
@@ -43,7 +44,7 @@ class ServeConfig(StrictConfig):
 
     host: str = "127.0.0.1"
     port: int = option(8000, low=0, high=65535)
-    weights: str = option("float32", choices=("float32", "bf16", "int8", "int4"))
+    weights: str = option("stored", choices=("stored", "float32", "bf16", "int8", "int4"))
     slots: int = option(8, low=1, high=256)
     memory: str = "2GB"
     queue: int = option(64, low=1)

@@ -12,6 +12,7 @@ from miniformer.checkpoint.stored_types import Integers
 from miniformer.config import GenerationConfig, UserError
 from miniformer.model.transforms import apply_transforms
 from miniformer.runtime.native.engine import get_engine
+from miniformer.runtime.native.weights import quantize_int8, smallest_exact_dtype
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.embedding import EmbeddingTask
 from miniformer.tasks.language_modeling import LanguageModeling
@@ -60,7 +61,7 @@ def answer(name, pipeline):
         return pipeline.predict([VERSE[:20], "abc"])
     if name == "encoder":
         return pipeline.embed([VERSE[:20], "abc"]).tolist()
-    return pipeline.generate(["The cat", "a"])
+    return pipeline.generate(["The cat", "a"], weight_dtype="float32")
 
 
 @pytest.mark.catches("embeddings_of_int4_have_four_bits", "quantize_changes_the_given_model")
@@ -108,9 +109,47 @@ def test_kernels_have_the_stored_integers(pipelines, tmp_path):
     except UserError as error:
         pytest.skip(str(error))
     stored = load_file(tmp_path / "out" / "model.safetensors")
-    values, scales = engine._native_weights._quantize_int8(model.embedding.weight.detach())
+    values, scales = quantize_int8(model.embedding.weight.detach())
     assert torch.equal(values, stored["embedding.values"])
     assert torch.equal(scales, stored["embedding.scales"])
+
+
+def engine_of(model, dtype):
+    try:
+        return get_engine(model, dtype)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.catches("stored_types_are_not_decoded_with", "trained_weights_are_rounded")
+@pytest.mark.parametrize("to", ["int8", "int4", "bf16"])
+def test_decoding_uses_the_stored_types(to, pipelines, tmp_path):
+    miniformer.quantize(pipelines["decoder"], tmp_path / "out", to=to)
+    model = miniformer.load(tmp_path / "out").model
+    assert GenerationConfig().weight_dtype == "stored"
+    converted = engine_of(model, to)
+    nbytes, head = converted.nbytes, converted._native_weights.model.head.kind
+    stored = engine_of(model, "stored")
+    assert stored.nbytes == nbytes
+    assert stored._native_weights.model.head.kind == head
+    with torch.no_grad():  # a weight that was trained since then is not rounded
+        model.layers[0].feed_forward.down_proj.weight[0] *= 1.01
+    trained = engine_of(model, "stored")
+    assert trained.nbytes > nbytes
+    assert trained.nbytes < engine_of(model, "float32").nbytes
+
+
+def test_fused_matrices_of_different_types_stay_exact():
+    model = tiny_model(**SIZES)
+    q_proj, k_proj = model.layers[0].attention.q_proj, model.layers[0].attention.k_proj
+    with torch.no_grad():
+        for linear, bits in ((q_proj, 8), (k_proj, 4)):
+            linear.weight.copy_(Integers.decode(Integers.encode(linear.weight, bits), bits))
+    pair = torch.cat((q_proj.weight, k_proj.weight)).detach()
+    found = [smallest_exact_dtype(x) for x in (q_proj.weight, k_proj.weight, pair)]
+    assert found == ["int8", "int4", "float32"]
+    short = torch.randn(8, 24).bfloat16().float()  # no multiple of 32 columns
+    assert smallest_exact_dtype(short) == "bf16"
 
 
 def test_what_stays_as_it_is(tmp_path):

@@ -189,7 +189,7 @@ def test_slots_report_wrong_use():
         ({"num_beams": 2}, "num_beams=2 cannot be decoded in slots; set num_beams=1"),
         ({"num_return_sequences": 2}, "num_return_sequences=2 cannot be decoded in slots"),
         ({"context_shift": True}, "context_shift cannot be decoded in slots"),
-        ({"weight_dtype": "int8"}, "weight_dtype=int8 of a sequence, but float32 of the SlotDecod"),
+        ({"weight_dtype": "int8"}, "weight_dtype=int8 of a sequence, but stored of the SlotDecod"),
         ({"max_new_tokens": 8}, "a prompt of 2 tokens and max_new_tokens=8 exceed the capacity of"),
         ({"stop_strings": ["a"]}, "stop_strings needs a tokenizer"),
     ):

@@ -36,7 +36,8 @@ class Engine:
     Args:
         model: causal Transformer or Seq2SeqTransformer; its weights are copied.
         weight_dtype: float32, bf16, int8 or int4. int8 and int4 have a scale for each 32 weights of
-            a row and quantize inputs to int8. With int4 the head is int8.
+            a row and quantize inputs to int8. With int4 the head is int8. stored: for each matrix
+            the type with the fewest bytes that holds its weights exactly.
         threads: maximum number of threads per step; see `ThreadTuner`.
 
     Raises:
@@ -104,11 +105,15 @@ def get_engine(model: Any, weight_dtype: str = "float32") -> Engine | None:
 
     Args:
         model: causal Transformer or Seq2SeqTransformer.
-        weight_dtype: see `Engine`.
+        weight_dtype: see `Engine`. stored: float32, unless the directory of the model has matrices
+            of other types.
 
     Raises:
-        UserError: `weight_dtype` is not float32, and the kernels are not available.
+        UserError: `weight_dtype` is another one than stored or float32, and the kernels are not
+            available.
     """
+    if weight_dtype == "stored" and not getattr(model, "weight_storage", None):
+        weight_dtype = "float32"
     key = (
         weight_dtype,
         torch.get_num_threads(),
@@ -121,7 +126,7 @@ def get_engine(model: Any, weight_dtype: str = "float32") -> Engine | None:
     try:
         engine = Engine(model, weight_dtype, torch.get_num_threads())
     except NativeKernelsUnavailable as error:
-        if weight_dtype != "float32":
+        if weight_dtype not in ("stored", "float32"):
             raise UserError(
                 f"weight_dtype={weight_dtype} needs the decoding kernels: {error}"
             ) from None

@@ -30,6 +30,47 @@ _ACTIVATIONS = {"gelu": 0, "geglu": 0, "gelu_tanh": 1, "geglu_tanh": 1, "relu": 
                 "silu": 3, "swiglu": 3}  # fmt: skip
 
 
+def smallest_exact_dtype(weight: Tensor) -> str:
+    """The type with the fewest bytes in which the kernels hold a matrix without an error.
+
+    Matrices that `quantize` stored have one; trained or merged ones do not. A few rows are checked
+    first, since most matrices fail there.
+
+    Args:
+        weight: float32 [rows, columns].
+    """
+    dtypes = ["bf16"] if weight.shape[1] % _GROUP_SIZE else ["int4", "int8", "bf16"]
+    for dtype in dtypes:
+        if all(torch.equal(_round_trip(part, dtype), part) for part in (weight[:8], weight)):
+            return dtype
+    return "float32"
+
+
+def _round_trip(weight: Tensor, dtype: str) -> Tensor:
+    """The weights that the kernels compute with."""
+    if dtype == "bf16":
+        return weight.bfloat16().float()
+    if dtype == "int8":
+        values, scales = quantize_int8(weight)
+    else:
+        packed, scales = quantize_int4(weight, _GROUP_SIZE)
+        pairs = torch.stack((packed & 15, packed >> 4), 2)  # [rows, columns / 8, 2, 4]
+        values = pairs.flatten(1).to(torch.int8) - 8
+    groups = values.view(*scales.shape, _GROUP_SIZE) * scales[..., None]
+    return groups.flatten(1)
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantizes a matrix; returns int8 values and the scales of the groups."""
+    weight = weight.contiguous()
+    quantized = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(len(weight), weight.shape[1] // _GROUP_SIZE)
+    load_library().engine_quantize(
+        weight.data_ptr(), weight.numel(), quantized.data_ptr(), scales.data_ptr()
+    )
+    return quantized, scales
+
+
 def unsupported_reason(model: Any) -> str | None:
     """Reason why the kernels do not support a model; None if they do."""
     weight = next(model.parameters())
@@ -197,12 +238,14 @@ class NativeWeights:
         rows, columns = weight.shape
         struct = c.Linear(kind=0, rows=rows, columns=columns)
         weight = pad_rows(weight, PANEL_ROWS)
+        if dtype == "stored":
+            dtype = smallest_exact_dtype(weight)
         if dtype in ("int8", "int4") and columns % _GROUP_SIZE:
             dtype = "float32"
         if dtype == "bf16":
             struct.kind, weight = 1, to_panels(weight.bfloat16(), PANEL_ROWS)
         elif dtype == "int8" or (dtype == "int4" and is_head):
-            quantized, scales = self._quantize_int8(weight)
+            quantized, scales = quantize_int8(weight)
             quantized = quantized.view(len(quantized), -1, 4)
             struct.kind, weight = 2, to_panels(quantized, PANEL_ROWS)
             struct.scales = self._store(to_panels(scales, PANEL_ROWS))
@@ -216,16 +259,6 @@ class NativeWeights:
         if bias is not None:
             struct.bias = self._store_float32(pad_rows(bias.detach(), PANEL_ROWS))
         return struct
-
-    def _quantize_int8(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantizes a matrix; returns int8 values and the scales of the groups."""
-        weight = weight.contiguous()
-        quantized = torch.empty(weight.shape, dtype=torch.int8)
-        scales = torch.empty(len(weight), weight.shape[1] // _GROUP_SIZE)
-        load_library().engine_quantize(
-            weight.data_ptr(), weight.numel(), quantized.data_ptr(), scales.data_ptr()
-        )
-        return quantized, scales
 
     def _store_float32(self, tensor: Tensor) -> int:
         return self._store(tensor.detach().float())
