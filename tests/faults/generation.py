@@ -581,3 +581,61 @@ def slots_continue_after_eos(original):
         self.finished = len(self.tokens) == self.options.max_new_tokens
 
     return add_token
+
+
+# Drafts of the first layers.
+
+
+@fault("miniformer.generation.partial:read_other_layers")
+def other_layers_read_new_columns(original):
+    """The columns of draft tokens are not taken back before the other layers read them."""
+
+    def read_other_layers(model, hidden, memory, cache, num_layers):
+        cache.trim = lambda length: None
+        return original(model, hidden, memory, cache, num_layers)
+
+    return read_other_layers
+
+
+@fault("miniformer.generation.partial:PartialPass.extend")
+def partial_pass_keeps_one_token(original):
+    """The hidden states of all draft tokens are those of the last one."""
+
+    def extend(cls, earlier, hidden, num_layers):
+        count = 0 if earlier is None else earlier.hidden.shape[1]
+        return cls(hidden.repeat(1, count + 1, 1), num_layers)
+
+    return classmethod(extend)
+
+
+@fault("miniformer.generation.partial:stack_of")
+def draft_skips_the_final_norm(original):
+    """Draft tokens follow from the output of a layer without the final norm."""
+
+    def stack_of(model):
+        import copy
+
+        import torch
+
+        stack = copy.copy(original(model))
+        stack._modules = {**stack._modules, "final_norm": torch.nn.Identity()}
+        return stack
+
+    return stack_of
+
+
+@fault("miniformer.generation.layer_draft:LayerDraft.propose")
+def drafts_have_the_probabilities_of_others(original):
+    """Draft tokens are compared with the probabilities of the tokens before them."""
+
+    def propose(self, tokens, num_tokens):
+        draft_tokens, probs = original(self, tokens, num_tokens)
+        return draft_tokens, None if probs is None else probs.roll(1, -1)
+
+    return propose
+
+
+@fault("miniformer.runtime.native.append_step:_position_inputs")
+def appended_tokens_have_no_positions(original):
+    """Appended tokens get no vectors and biases of their positions."""
+    return lambda runtime, step, positions: []

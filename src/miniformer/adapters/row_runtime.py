@@ -62,6 +62,11 @@ class RowRuntime(PlainRuntime):
         with self._rows_in_use():
             return super().append(tokens, last_only=last_only)
 
+    def step_layers(self, tokens: Tensor, num_layers: int) -> Tensor:
+        """Implements `Runtime.step_layers`."""
+        with self._rows_in_use():
+            return super().step_layers(tokens, num_layers)
+
     def select(self, rows: Tensor, copies: int = 1) -> None:
         """Implements `Runtime.select`.
 

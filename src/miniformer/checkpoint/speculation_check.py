@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 from miniformer.checkpoint.pipeline import Pipeline, load
+from miniformer.config.command_line import resolve_model
+from miniformer.generation.layer_draft import PREFIX as LAYERS
 from miniformer.generation.speculative import Speculation
 
 
@@ -16,7 +18,7 @@ def benchmark_speculation(
 
     Args:
         pipeline: the model.
-        draft: directory of a smaller model, or lookup.
+        draft: directory of a smaller model, lookup, or layers:N.
         prompts: texts.
         options: fields of `GenerationConfig`.
 
@@ -24,7 +26,9 @@ def benchmark_speculation(
         An answer for each prompt, and a report line. The comparison generates all answers again
         without a draft, one prompt at a time.
     """
-    speculation = Speculation(None if draft == "lookup" else load(draft).model)
+    is_model = draft != "lookup" and not draft.startswith(LAYERS)
+    speculation = Speculation.from_draft(load(resolve_model(draft)) if is_model else draft)
+    assert speculation is not None
     start = time.perf_counter()
     drafted = pipeline.generate_outputs(prompts, draft=speculation, **options)
     drafted_seconds = time.perf_counter() - start

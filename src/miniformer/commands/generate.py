@@ -49,8 +49,9 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument(
         "--draft",
         type=str,
-        help="model directory of a draft model for speculative decoding, or lookup; the speedup is "
-        "printed",
+        help="source of draft tokens for speculative decoding: the directory of a smaller model, "
+        "lookup, or layers:N, the first N layers of the model itself; the share of accepted draft "
+        "tokens and the speedup are printed",
     )
     parser.add_argument(
         "--truncate",
@@ -84,7 +85,7 @@ def run(values: dict[str, Any]) -> int:
     if draft is not None:
         from miniformer.checkpoint.speculation_check import benchmark_speculation
 
-        texts, summary = benchmark_speculation(pipeline, resolve_model(draft), prompts, options)
+        texts, summary = benchmark_speculation(pipeline, draft, prompts, options)
         for start, text in zip(starts, texts, strict=True):
             print(start + text)
         print(summary, file=sys.stderr)

@@ -180,7 +180,7 @@ def _decode_rows(
             device = state.tokens.device
             generator = row_generator(options, row, device)
             source = prompt.to(device).source
-            draft = speculation.make_draft(single, model.config.vocab_size, source, generator)
+            draft = speculation.make_draft(single, model, source, generator, state.runtime)
             for step in speculate(
                 state,
                 draft,

@@ -18,6 +18,12 @@ from torch import Tensor
 
 from miniformer import registry
 from miniformer.config import GenerationConfig, TransformerConfig
+from miniformer.generation.partial import (
+    PartialPass,
+    read_first_layers,
+    read_other_layers,
+    stack_of,
+)
 
 
 class Model(Protocol):
@@ -112,7 +118,19 @@ class Runtime(Protocol):
     def append(self, tokens: Tensor, *, last_only: bool = False) -> Tensor:
         """Appends tokens, int [R, N], but not after `reorder`; returns logits, [R, N, V].
 
-        With `last_only`, logits of the last column only, [R, 1, V].
+        With `last_only`, logits of the last column only, [R, 1, V]. Tokens of `step_layers` since
+        the last `append` are the first of `tokens`, and only the other layers read them.
+        """
+
+    def step_layers(self, tokens: Tensor, num_layers: int) -> Tensor:
+        """Appends a token to each row in the first layers; returns the logits of these, [R, V].
+
+        The output of layer `num_layers` takes the place of the last layer's before the final norm.
+        Rows have no padding. `append` completes the tokens.
+
+        Args:
+            tokens: int [R].
+            num_layers: number of layers, at least 1 and not all.
         """
 
     def trim(self, length: int) -> None:
@@ -185,6 +203,7 @@ class PlainRuntime(Runtime):
         self.cache_kind = cache_kind or self.cache_kind
         self.cache: Any = None  # made by `prefill`
         self.rows_per_source = 1  # copies of a prompt share keys and values of their source
+        self.partial: PartialPass | None = None  # tokens of `step_layers`
 
     def prefill(
         self,
@@ -228,8 +247,27 @@ class PlainRuntime(Runtime):
 
     def append(self, tokens: Tensor, *, last_only: bool = False) -> Tensor:
         """Implements `Runtime.append`."""
-        features = self.model.features(tokens, *self.memory, cache=self.cache)  # [R, N, D]
+        if self.partial is None:
+            features = self.model.features(tokens, *self.memory, cache=self.cache)  # [R, N, D]
+        else:
+            features = self._complete(tokens, self.partial)
         return self.model.logits(features[:, -1:] if last_only else features)
+
+    def step_layers(self, tokens: Tensor, num_layers: int) -> Tensor:
+        """Implements `Runtime.step_layers`."""
+        inputs = (self.memory, self.cache, num_layers)
+        hidden = read_first_layers(self.model, tokens[:, None], *inputs)  # [R, 1, D]
+        self.partial = PartialPass.extend(self.partial, hidden, num_layers)
+        return self.model.logits(stack_of(self.model).final_norm(hidden[:, 0]))
+
+    def _complete(self, tokens: Tensor, partial: PartialPass) -> Tensor:
+        """Appends tokens that begin with those of `step_layers`; returns features, [R, N, D]."""
+        self.partial, hidden = None, partial.hidden
+        inputs = (self.memory, self.cache, partial.num_layers)
+        new = tokens[:, hidden.shape[1] :]
+        if new.shape[1]:
+            hidden = torch.cat((hidden, read_first_layers(self.model, new, *inputs)), 1)
+        return read_other_layers(self.model, hidden, *inputs)
 
     def select(self, rows: Tensor, copies: int = 1) -> None:
         """Implements `Runtime.select`."""
@@ -265,6 +303,7 @@ class PlainRuntime(Runtime):
 
     def trim(self, length: int) -> None:
         """Implements `Runtime.trim`."""
+        self.partial = None
         self.cache.trim(length)
 
     def insert(self, rows: Tensor, runtime: Runtime) -> None:

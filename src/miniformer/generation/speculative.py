@@ -19,8 +19,15 @@ import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig, UserError
-from miniformer.generation.logits_processors import Processor, apply_processors, build_processors
-from miniformer.generation.loop import DecodingState, StepOutput, StopFn
+from miniformer.generation.layer_draft import PREFIX, LayerDraft, parse_layers
+from miniformer.generation.logits_processors import (
+    Processor,
+    apply_processors,
+    build_processors,
+    check_finite,
+)
+from miniformer.generation.loop import DecodingState, StepOutput, StopFn, token_logprobs
+from miniformer.generation.runtime import Runtime
 from miniformer.generation.sampling import sampling_distribution
 
 
@@ -66,25 +73,29 @@ class Speculation:
     """Settings of speculative decoding.
 
     Args:
-        draft: smaller model with the same vocabulary; None: prompt lookup.
+        draft: smaller model with the same vocabulary; None: prompt lookup, or `num_layers`.
         num_draft_tokens: maximum number of draft tokens per pass.
+        num_layers: draft with this many of the first layers of the model itself; see `LayerDraft`.
         stats: statistics, updated during generation.
     """
 
     draft: Any = None
     num_draft_tokens: int = 4
+    num_layers: int | None = None
     stats: SpeculationStats = dataclasses.field(default_factory=SpeculationStats)
 
     def __post_init__(self) -> None:
         if self.num_draft_tokens < 1:
             raise UserError(f"num_draft_tokens must be at least 1, not {self.num_draft_tokens}")
+        if self.draft is not None and self.num_layers is not None:
+            raise UserError("draft and num_layers are two drafts; leave one out")
 
     @classmethod
     def from_draft(cls, draft: Any) -> Speculation | None:
         """Converts the argument `draft` of `Pipeline.generate`.
 
         Raises:
-            UserError: it is not a Pipeline, a Speculation, "lookup" or None.
+            UserError: it is not a Pipeline, a Speculation, "lookup", "layers:N" or None.
         """
         if draft is None or isinstance(draft, Speculation):
             return draft
@@ -92,23 +103,38 @@ class Speculation:
             return cls(draft.model)
         if draft == "lookup":
             return cls()
-        raise UserError(f'draft must be a Pipeline, a Speculation or "lookup", not {draft!r}')
+        if isinstance(draft, str) and draft.startswith(PREFIX):
+            return cls(num_layers=parse_layers(draft))
+        raise UserError(
+            f'draft must be a Pipeline, a Speculation, "lookup" or "layers:N", not {draft!r}'
+        )
 
     def make_draft(
         self,
         options: GenerationConfig,
-        vocab_size: int,
+        model: Any,
         source: Tensor | None,
         generator: torch.Generator | None,
+        runtime: Runtime,
     ) -> Draft:
         """Creates the draft of one sequence.
 
+        Args:
+            options: sampling options.
+            model: the model that verifies.
+            source: encoder input of the sequence.
+            generator: random generator.
+            runtime: runtime of the sequence after prefill.
+
         Raises:
-            UserError: vocabulary or architecture of the draft do not match the model.
+            UserError: vocabulary or architecture of the draft do not match the model, or it has no
+                more than `num_layers` layers.
         """
+        if self.num_layers is not None:
+            return LayerDraft(model, self.num_layers, runtime, options, generator)
         if self.draft is None:
             return PromptLookupDraft()
-        config = self.draft.config
+        config, vocab_size = self.draft.config, model.config.vocab_size
         if config.vocab_size != vocab_size:
             raise UserError(
                 f"the draft has a vocabulary of {config.vocab_size} tokens, the model one of "
@@ -214,6 +240,7 @@ def speculate(
         stats: statistics to update.
     """
     all_processors = build_processors(options, state.length, processors)
+    is_greedy = options.temperature == 0 and not all_processors
     text = state.sequences[0]  # prompt and new tokens
     text = text[text >= 0]
     logits = state.logits  # [1, V], of the next token
@@ -221,33 +248,40 @@ def speculate(
     new_tokens: list[int] = []
     while True:
         stats.num_passes += 1
-        for n in range(len(draft_tokens) + 1):
-            context = torch.cat((text, draft_tokens[:n]))[None]
-            token_logits = logits[n : n + 1]
+        drafted = draft_tokens.tolist()
+        best = _greedy_tokens(state.runtime, logits, len(new_tokens) + 1) if is_greedy else []
+        for n in range(len(drafted) + 1):
             step = len(new_tokens) + 1
-            target_probs = sampling_distribution(
-                apply_processors(all_processors, context, token_logits, step), options
-            )  # [1, V]
-            token, accepted = _accept_or_resample(
-                target_probs,
-                draft_tokens[n : n + 1],
-                None if draft_probs is None else draft_probs[n : n + 1],
-                generator,
-            )
+            if is_greedy:
+                token_id, logprob = best[n]
+                accepted = drafted[n : n + 1] == [token_id]
+            else:
+                context = torch.cat((text, draft_tokens[:n]))[None]
+                token_logits = logits[n : n + 1]
+                target_probs = sampling_distribution(
+                    apply_processors(all_processors, context, token_logits, step), options
+                )  # [1, V]
+                token, accepted = _accept_or_resample(
+                    target_probs,
+                    draft_tokens[n : n + 1],
+                    None if draft_probs is None else draft_probs[n : n + 1],
+                    generator,
+                )
+                token_id = int(token)
+                logprob = float(token_logits[0].float().log_softmax(-1)[token])
             stats.num_accepted_tokens += accepted
             stats.num_generated_tokens += 1
-            new_tokens.append(int(token))
-            finished = new_tokens[-1] in options.eos_token_ids or (
+            new_tokens.append(token_id)
+            finished = token_id in options.eos_token_ids or (
                 stop_fn is not None and stop_fn(new_tokens)
             )
-            logprob = float(token_logits[0].float().log_softmax(-1)[token])
-            yield StepOutput([0], [int(token)], [logprob], [finished])
+            yield StepOutput([0], [token_id], [logprob], [finished])
             if finished or step == options.max_new_tokens:
                 return
             if not accepted:
                 break
         # The cache lacks the last token and may contain rejected draft tokens.
-        text = torch.cat((text, draft_tokens[:n], token))
+        text = torch.cat((text, draft_tokens[:n], text.new_tensor([token_id])))
         state.runtime.trim(len(text) - 1)
         remaining = options.max_new_tokens - len(new_tokens)
         draft_tokens, draft_probs = (
@@ -258,6 +292,21 @@ def speculate(
         stats.num_draft_tokens += len(draft_tokens)
         inputs = torch.cat((text[-1:], draft_tokens))[None]
         logits = state.runtime.append(inputs)[0]  # [1 + n, V]
+
+
+def _greedy_tokens(runtime: Runtime, logits: Tensor, step: int) -> list[tuple[int, float]]:
+    """The most likely token of each row of logits, [N, V], with its log-probability.
+
+    Raises:
+        UserError: logits are not finite; see `check_finite`.
+    """
+    if runtime.fuses_top_logprobs:
+        top, ids = runtime.top_logprobs(logits, 1)
+        check_finite(top, step)
+        return [*zip(ids[:, 0].tolist(), top[:, 0].tolist(), strict=True)]
+    check_finite(logits.amax(-1), step)
+    token = logits.argmax(-1)
+    return [*zip(token.tolist(), token_logprobs(logits, token), strict=True)]
 
 
 def _accept_or_resample(

@@ -171,6 +171,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         target_positions: Tensor | None = None,
         cache: PassCache | None = None,
         recorder: Recorder | None = None,
+        stop: int | None = None,
     ) -> Tensor:
         """Computes the inputs of the head, [B, T, D].
 
@@ -182,6 +183,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             cache: from `new_cache`; it stores keys and values of the memory. With it the memory may
                 grow between passes, and consecutive targets may share a row of it.
             recorder: takes hidden states and attention weights.
+            stop: return the input of this layer instead; see `Stack.run_layers`.
         """
         x, target_mask = embed_inputs(
             self.embedding, target, target_mask, target_embeds, self.config, cache, "target"
@@ -197,6 +199,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             cache=cache,
             memory=memory,
             recorder=recorder,
+            stop=stop,
         )
 
     def logits(self, features: Tensor) -> Tensor:

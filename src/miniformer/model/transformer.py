@@ -124,8 +124,12 @@ class Transformer(PretrainedMixin, Stack):
         positions: Tensor | None = None,
         cache: PassCache | None = None,
         recorder: Recorder | None = None,
+        stop: int | None = None,
     ) -> Tensor:
-        """Computes the inputs of the head: normalized last layer, [B, T, D]; see `forward`."""
+        """Computes the inputs of the head: normalized last layer, [B, T, D]; see `forward`.
+
+        With `stop`, computes the input of that layer instead; see `Stack.run_layers`.
+        """
         x, attention_mask = embed_inputs(
             self.embedding, inputs, attention_mask, inputs_embeds, self.config, cache
         )
@@ -139,7 +143,9 @@ class Transformer(PretrainedMixin, Stack):
         elif token_types is not None:
             raise ValueError("the model has no token types; set token_types in its config")
         rows: dict[str, Any] = {"attention_mask": attention_mask, "segment_ids": segment_ids}
-        return self.run_layers(x, **rows, positions=positions, cache=cache, recorder=recorder)
+        return self.run_layers(
+            x, **rows, positions=positions, cache=cache, recorder=recorder, stop=stop
+        )
 
     def logits(self, features: Tensor) -> Tensor:
         """Applies the head: [..., D] -> [..., vocab_size or output_dim]."""

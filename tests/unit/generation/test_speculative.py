@@ -77,18 +77,20 @@ def test_speculative_acceptance_samples_from_the_distribution_of_the_model():
     assert ((counts - draws * target_probs[0]).abs() < 5 * deviation).all()
 
 
-@pytest.mark.parametrize("kind", ["near", "far", "lookup"])
+@pytest.mark.catches("drafts_have_the_probabilities_of_others")
+@pytest.mark.parametrize("kind", ["near", "far", "lookup", "layers"])
 @pytest.mark.parametrize(
     "sampling", [{}, {"temperature": 0.7, "top_k": 3, "presence_penalty": 0.5}]
 )
 def test_speculative_sampling_has_the_same_distribution(kind, sampling):
     """Chi-square test of three tokens against the probabilities of the model."""
-    shape = {"vocab_size": 4, "n_layers": 1, "d_model": 8, "n_heads": 2}
+    num_layers = 1 if kind == "layers" else None
+    shape = {"vocab_size": 4, "n_layers": 2 if num_layers else 1, "d_model": 8, "n_heads": 2}
     model = tiny_model(**shape)
-    drafts = {"near": near(model, 0.1), "far": tiny_model(seed=9, **shape), "lookup": None}
+    drafts = {"near": near(model, 0.1), "far": tiny_model(seed=9, **shape)}
     prompt, draws = [1, 2, 1], 500
     options = GenerationConfig(max_new_tokens=3, seed=0, num_return_sequences=draws, **sampling)
-    speculation = Speculation(drafts[kind], num_draft_tokens=2)
+    speculation = Speculation(drafts.get(kind), num_draft_tokens=2, num_layers=num_layers)
     result = generate(model, [GenerationInput(prompt)], options, speculation=speculation)
     assert speculation.stats.num_draft_tokens > draws / 2
     expected = torch.zeros(4, 4, 4)
@@ -200,5 +202,5 @@ def test_speculative_decoding_rejects_unsupported_settings():
         generate(model, [GenerationInput([1])], beams, speculation=Speculation())
     with pytest.raises(UserError, match="num_draft_tokens must be at least 1, not 0"):
         Speculation(num_draft_tokens=0)
-    with pytest.raises(UserError, match='must be a Pipeline, a Speculation or "lookup", not 3'):
+    with pytest.raises(UserError, match='a Speculation, "lookup" or "layers:N", not 3'):
         pipeline().generate("a", draft=3)

@@ -186,6 +186,29 @@ def test_native_step_propagates_nan_and_infinity(what):
         assert not runtime.step(torch.tensor([3])).isfinite().any()
 
 
+@pytest.mark.catches("appended_tokens_have_no_positions")
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_native_append_has_the_bits_of_single_steps(shape, weights):
+    """Also if the first layers read the tokens before, and the others at once."""
+    model = tiny_model(**SHAPES[shape], n_layers=3)
+    kernels, tokens = Engine(model, weights, 2), torch.randint(0, 31, (2, 4))
+    with torch.inference_mode():
+        runtimes = []
+        for _ in range(3):
+            cache = model.new_cache(2, 9, "full")
+            model.features(torch.arange(10).view(2, 5), cache=cache)
+            runtimes.append(runtime_on(cache, model, kernels))
+        steps, at_once, in_parts = runtimes
+        expected = torch.stack([steps.step(tokens[:, n]) for n in range(4)], 1)
+        assert torch.equal(at_once.append(tokens), expected)
+        for n in range(3):
+            in_parts.step_layers(tokens[:, n], 2)
+        assert torch.equal(in_parts.append(tokens, last_only=True), expected[:, -1:])
+        for layer, reference in zip(in_parts.cache.layers, steps.cache.layers, strict=True):
+            assert torch.equal(layer.keys, reference.keys)
+
+
 @pytest.mark.catches("rows_settle_without_their_keys")
 def test_native_reorder_does_not_copy_keys():
     """The result equals that of a reordered cache, and so does the materialized cache."""

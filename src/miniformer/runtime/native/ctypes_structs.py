@@ -74,10 +74,12 @@ class Step(Structure):
     _fields_: ClassVar[Fields] = [
         *_fields(c_int32, "count columns capacity source_columns"),
         *_fields(c_int32, "tables_per_row bias_per_row table_length rows_per_source"),
-        *_fields(c_int32, "num_outputs padding"),
+        *_fields(c_int32, "num_outputs first_layer stop_layer padding"),
         *_fields(c_void_p, "tokens positions rows token_columns output_tokens key_positions"),
         *_fields(c_void_p, "vectors cosines sines bias key_rows keys values"),
-        *_fields(c_void_p, "source_keys source_values source_mask source_lengths logits work"),
+        *_fields(
+            c_void_p, "source_keys source_values source_mask source_lengths hidden logits work"
+        ),
     ]
 
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig
+from miniformer.generation.partial import PartialPass
 from miniformer.generation.runtime import PlainRuntime
 from miniformer.runtime.native import ctypes_structs as c
+from miniformer.runtime.native.append_step import MAX_TOKENS, append_tokens
 from miniformer.runtime.native.engine import Engine, get_engine
 from miniformer.runtime.native.slot_engine import NativeSlotEngine
 from miniformer.runtime.native.threads import single_openmp_thread
@@ -90,7 +92,7 @@ class NativeRuntime(PlainRuntime):
         vectors = self.position.vectors(all_positions)
         logits = torch.empty(len(ids), config.vocab_size)
         step, num_done = type(self._struct).from_buffer_copy(self._struct), 0
-        work = torch.empty(min(len(tokens), _PREFILL_CHUNK) * self._work_width)
+        work = torch.empty(min(len(tokens), _PREFILL_CHUNK) * self.work_width)
         step.work, step.columns = work.data_ptr(), cache.stop
         step.key_positions = None if cache.positions is None else cache.positions.data_ptr()
         for chunk in torch.split(torch.arange(len(tokens)), _PREFILL_CHUNK):
@@ -112,9 +114,7 @@ class NativeRuntime(PlainRuntime):
 
     def step(self, tokens: Tensor) -> Tensor:
         """Implements `Runtime.step`; the logits are float32."""
-        if self._struct is None:
-            self._struct = self._make_struct()
-        cache, step, config, position = self.cache, self._struct, self.engine.config, self.position
+        cache, step, config, position = self.cache, self.struct(), self.engine.config, self.position
         rows = cache.batch_size
         if rows != step.count:  # prevents an out-of-bounds access
             raise ValueError(f"the cache has {rows} rows, the runtime {step.count}; use `select`")
@@ -136,6 +136,29 @@ class NativeRuntime(PlainRuntime):
         self.engine.run(step, rows)
         cache.end_pass()
         return logits
+
+    def append(self, tokens: Tensor, *, last_only: bool = False) -> Tensor:
+        """Implements `Runtime.append`; PyTorch reads long rows."""
+        if tokens.shape[1] > MAX_TOKENS:
+            return super().append(tokens, last_only=last_only)
+        num_logits = 1 if last_only else None
+        if self.partial is None:
+            return append_tokens(self, tokens, num_logits=num_logits)
+        hidden, num_layers = self.partial.hidden, self.partial.num_layers
+        new = tokens[:, hidden.shape[1] :]
+        if new.shape[1]:
+            new_hidden = hidden.new_empty(*new.shape, hidden.shape[2])
+            append_tokens(self, new, stop=num_layers, hidden=new_hidden, num_logits=0)
+            hidden = torch.cat((hidden, new_hidden), 1)
+        self.trim(self.cache.length - tokens.shape[1])
+        return append_tokens(self, tokens, start=num_layers, hidden=hidden, num_logits=num_logits)
+
+    def step_layers(self, tokens: Tensor, num_layers: int) -> Tensor:
+        """Implements `Runtime.step_layers`."""
+        hidden = torch.empty(len(tokens), 1, self.engine.config.d_model)
+        logits = append_tokens(self, tokens[:, None], stop=num_layers, hidden=hidden)
+        self.partial = PartialPass.extend(self.partial, hidden, num_layers)
+        return logits[:, 0]
 
     def select(self, rows: Tensor, copies: int = 1) -> None:
         """Implements `Runtime.select`."""
@@ -181,6 +204,12 @@ class NativeRuntime(PlainRuntime):
         """Implements `Runtime.exclusive_threads`."""
         return single_openmp_thread()
 
+    def struct(self) -> Any:
+        """Struct of a step for the current rows of the cache, which kernel calls copy or change."""
+        if self._struct is None:
+            self._struct = self._make_struct()
+        return self._struct
+
     def _make_struct(self) -> Any:
         """Makes the struct of a step for the current rows of the cache."""
         cache, config = self.cache, self.engine.config
@@ -192,8 +221,8 @@ class NativeRuntime(PlainRuntime):
             num_outputs=-1,
         )
         width = 3 * config.d_model + config.ff_width
-        self._work_width = width + 2 * (config.n_heads + config.kv_heads) * config.head_width
-        step.work = self._retain(torch.empty(cache.batch_size * self._work_width))
+        self.work_width = width + 2 * (config.n_heads + config.kv_heads) * config.head_width
+        step.work = self._retain(torch.empty(cache.batch_size * self.work_width))
         step.keys = self._pointer_array([layer.keys for layer in cache.layers])
         step.values = self._pointer_array([layer.values for layer in cache.layers])
         if config.position == "rotary":

@@ -48,7 +48,8 @@ struct Model {
 
 struct Step {
     int32_t count, columns, capacity, source_columns;
-    int32_t tables_per_row, bias_per_row, table_length, rows_per_source, num_outputs, padding;  // num_outputs -1: all
+    int32_t tables_per_row, bias_per_row, table_length, rows_per_source, num_outputs;  // num_outputs -1: all
+    int32_t first_layer, stop_layer, padding;  // layers to run; stop_layer 0: to the end
     const int64_t* tokens;         // [N]
     const int64_t* positions;      // [N]
     const int64_t* rows;           // [N], ascending, row of the cache; null: one token per row
@@ -66,6 +67,7 @@ struct Step {
     const float* const* source_values;
     const uint8_t* source_mask;    // [sources, source_columns]; null: all are real
     const int32_t* source_lengths; // [B], columns of the source of each row of the cache; null: see rows_per_source
+    float* hidden;                 // [N, D], input of `first_layer` if that is above 0, output of `stop_layer`; null: none
     float* logits;                 // [N or num_outputs, V]
     float* work;
 };
@@ -130,7 +132,9 @@ class Runner {
         if (scores.size() < columns) scores.resize(columns);
         parallel_for(s.count, t, [&](int b) { embed(b); });
         pool.barrier();
-        for (int index = 0; index < m.layers; index++) layer(m.layer[index], index, t);
+        const int stop = s.stop_layer ? s.stop_layer : m.layers;
+        for (int index = s.first_layer; index < stop; index++) layer(m.layer[index], index, t);
+        if (s.hidden && s.stop_layer) parallel_for(s.count, t, [&](int64_t b) { std::copy_n(x + b * m.width, m.width, s.hidden + b * m.width); });
         const float* last = x;
         const int count = s.num_outputs < 0 ? s.count : s.num_outputs;
         if (s.num_outputs >= 0) {
@@ -164,8 +168,12 @@ class Runner {
         for (int b = mine.begin; b < mine.end; b++) work(b);
     }
     void embed(int b) {
-        const float* from = m.embedding + s.tokens[b] * m.width;
         float* to = x + (int64_t)b * m.width;
+        if (s.first_layer) {
+            std::copy_n(s.hidden + (int64_t)b * m.width, m.width, to);
+            return;
+        }
+        const float* from = m.embedding + s.tokens[b] * m.width;
         for (int i = 0; i < m.width; i++) to[i] = from[i] * m.embedding_scale;
         if (s.vectors) for (int i = 0; i < m.width; i++) to[i] += s.vectors[(int64_t)b * m.width + i];
         normalize(m.embedding_norm, to, to, m.width);
