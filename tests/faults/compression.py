@@ -84,7 +84,7 @@ def quantized_models_are_rounded_again(original):
     return check_model
 
 
-@fault("miniformer.compression.quantize:_check_weight")
+@fault("miniformer.compression.weights:_check_weight")
 def weights_of_all_values_are_stored(original):
     """Weights that are not finite, or too large, are taken."""
     return lambda name, weight, to: None
@@ -108,3 +108,65 @@ def stored_types_are_not_decoded_with(original):
 def trained_weights_are_rounded(original):
     """Only the last rows of a matrix are checked."""
     return lambda weight: original(weight[-8:])
+
+
+@fault("miniformer.compression.gptq:inverse_factor")
+def gptq_carries_no_error(original):
+    """Errors of a column change no other column."""
+    return lambda hessian: torch.diag(original(hessian).diagonal())
+
+
+@fault("miniformer.compression.gptq:integer_range")
+def gptq_has_no_end_of_range(original):
+    """Groups need no weight at the end of the range, so that storing rounds them again."""
+    return lambda bits: (*original(bits)[:2], 0)
+
+
+@fault("miniformer.compression.calibration_data:_real_rows")
+def moments_include_padding(original):
+    """Inputs of padding count as others."""
+    return lambda x, mask: original(x, None)
+
+
+@fault("miniformer.compression.calibration_data:CalibrationData.run")
+def moments_are_of_the_first_batch(original):
+    """Only the first batch is used."""
+
+    def run(self, model):
+        self._batches, self._inputs = self._batches[:1], self._inputs[:1]
+        original(self, model)
+
+    return run
+
+
+@fault("miniformer.compression.calibration:input_moments")
+def moments_are_of_the_given_model(original):
+    """The layers are rounded by the inputs from layers that are not rounded."""
+    first = {}
+
+    def input_moments(model, modules, data):
+        import copy
+
+        kept = first.setdefault(id(data), copy.deepcopy(model))
+        return original(kept, {name: kept.get_submodule(name) for name in modules}, data)
+
+    return input_moments
+
+
+@fault("miniformer.compression.calibration:input_moments")
+def moments_are_of_another_matrix(original):
+    """Matrices of a layer have the moments of the next one of their size."""
+
+    def input_moments(model, modules, data):
+        moments = original(model, modules, data)
+        names = list(moments)
+        return {
+            name: next(
+                moments[other]
+                for other in [*names[index + 3 :], *names]
+                if len(moments[other]) == len(moments[name])
+            )
+            for index, name in enumerate(names)
+        }
+
+    return input_moments

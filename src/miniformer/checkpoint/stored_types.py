@@ -93,19 +93,42 @@ class ShortFloat:
         return tensors["values"]
 
 
+def integer_range(bits: int) -> tuple[int, int, int]:
+    """Lowest and highest integer, and the least magnitude of one of each group."""
+    return (-_LARGEST, _LARGEST, _LARGEST) if bits == 8 else (-8, 7, 7)
+
+
+def candidate_scales(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scales that are tried for groups of weights.
+
+    Args:
+        groups: float32 [..., 32].
+        bits: 8 or 4.
+
+    Returns:
+        The scales, [C, ..., 1]; and the integer of the weight of the largest magnitude, [C], with 8
+        bits that of its magnitude.
+    """
+    if bits == 8:
+        scales = _short_scales(groups.abs().amax(-1, keepdim=True) / _LARGEST)[None]
+        return scales, scales.new_tensor([_LARGEST])
+    extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    levels = extreme.new_tensor(_LEVELS)
+    scales = torch.stack([_short_scales(extreme / level) for level in _LEVELS])
+    return scales, levels.round()
+
+
 def _round8(groups: Tensor) -> tuple[Tensor, Tensor]:
     """Integers from -127 to 127, and scales [..., 1], of groups of weights."""
-    scales = _short_scales(groups.abs().amax(-1, keepdim=True) / _LARGEST)
+    scales = candidate_scales(groups, 8)[0][0]
     return _integers(groups, scales, -_LARGEST, _LARGEST), scales
 
 
 def _round4(groups: Tensor) -> tuple[Tensor, Tensor]:
     """Integers from -8 to 7, and of several scales those with the least squared error."""
-    extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
     best: tuple[Tensor, Tensor] | None = None
-    least = torch.full_like(extreme, torch.inf)
-    for level in _LEVELS:
-        scales = _short_scales(extreme / level)
+    least = groups.new_full((*groups.shape[:-1], 1), torch.inf)
+    for scales in candidate_scales(groups, 4)[0]:
         values = _integers(groups, scales, -8, 7)
         error = (groups - values * scales).square().sum(-1, keepdim=True)
         if best is not None:

@@ -20,6 +20,19 @@ def add_arguments(parser: Any) -> None:
         help="int8, int4 (embeddings and the head of a vocabulary int8), bf16 or fp16",
     )
     parser.add_argument(
+        "--calibrate",
+        type=str | None,
+        default=None,
+        help="labeled records, such as those of training, at least 32; int8 and int4 are rounded "
+        "so that the outputs for them change least",
+    )
+    parser.add_argument(
+        "--method",
+        type=str | None,
+        default=None,
+        help="gptq, the default with --calibrate, or none, the default without",
+    )
+    parser.add_argument(
         "--data",
         type=str | None,
         default=None,
@@ -31,5 +44,6 @@ def run(values: dict[str, Any]) -> int:
     """Quantizes; returns the exit code."""
     from miniformer.compression.quantize import quantize
 
-    print(quantize(values["directory"], values["out"], to=values["to"], data=values["data"]))
+    directory, out = values.pop("directory"), values.pop("out")
+    print(quantize(directory, out, **values))
     return 0

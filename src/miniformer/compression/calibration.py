@@ -1,0 +1,65 @@
+"""Rounding of a model by calibration records (GPTQ, see `gptq.py`).
+
+The layers are rounded in order, each by the inputs that it gets from the rounded layers before it.
+Embeddings, heads and matrices that are no linear layer are rounded as without calibration.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from miniformer.checkpoint.stored_types import Integers
+from miniformer.compression.calibration_data import CalibrationData, input_moments
+from miniformer.compression.gptq import round_matrix
+from miniformer.compression.weights import Types, named_matrices
+from miniformer.model.matrices import WeightMatrix, layer_of
+
+
+def calibrated_model(model: Any, types: Types, data: CalibrationData) -> Any:
+    """A float32 copy of a model whose matrices have the values of their integers.
+
+    Args:
+        model: the model; it is not changed.
+        types: `integers` by name of a matrix.
+        data: the calibration records.
+    """
+    result = copy.deepcopy(model).float()
+    matrices = named_matrices(result)
+    layers: dict[tuple[str, int], dict[str, WeightMatrix]] = {}
+    for name in types:
+        layer = layer_of(name)
+        if layer is not None and is_calibrated(matrices[name]):
+            layers.setdefault(layer, {})[name] = matrices[name]
+        else:
+            _set_weight(matrices[name], nearest(matrices[name].weight, types[name]["bits"]))
+    for members in layers.values():
+        modules = {name: matrix.module for name, matrix in members.items()}
+        moments = input_moments(result, modules, data)
+        for name, matrix in members.items():
+            bits = types[name]["bits"]
+            if name in moments:
+                rounded = round_matrix(matrix.weight, moments.pop(name), bits)
+            else:  # it has no inputs
+                rounded = nearest(matrix.weight, bits)
+            _set_weight(matrix, rounded)
+    return result
+
+
+def is_calibrated(matrix: WeightMatrix) -> bool:
+    """True of linear layers within the layers, whose inputs are known."""
+    is_linear = isinstance(matrix.module, nn.Linear) and matrix.parameter is not None
+    return is_linear and matrix.index is None and matrix.layer is not None
+
+
+def nearest(weight: Tensor, bits: int) -> Tensor:
+    """The weights of the nearest integers, float32 [O, I]."""
+    return Integers.decode(Integers.encode(weight, bits=bits), bits=bits)
+
+
+def _set_weight(matrix: WeightMatrix, weight: Tensor) -> None:
+    with torch.no_grad():
+        matrix.weight.copy_(weight)

@@ -1,0 +1,95 @@
+"""Matrices of a model that get fewer bits, and their types.
+
+| `to` | matrices of the layers | embeddings of tokens, vocabulary heads, inputs of vectors |
+|---|---|---|
+| int8 | 8 bits, a scale for 32 weights of a row | 8 bits |
+| int4 | 4 bits, a scale for 32 weights of a row | 8 bits |
+| bf16, fp16 | bf16, fp16 | bf16, fp16 |
+
+All else stays as it is: norms, biases, positions, types of tokens, heads with `output_dim`, wide
+heads, and in int8 and int4 a matrix whose number of inputs is no multiple of 32.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import Tensor, nn
+
+from miniformer.checkpoint.stored_types import GROUP
+from miniformer.config import UserError
+from miniformer.model.matrices import WeightMatrix, named_components, weight_matrices
+
+TYPES = ("int8", "int4", "bf16", "fp16")
+Types = dict[str, dict[str, Any]]  # of matrices by name, see `weight_storage`
+_TABLES = ("embedding", "source_embedding")  # last part of the names of embeddings of tokens
+_LARGEST_FP16 = 65504.0
+
+
+def check_type(to: str) -> None:
+    """Checks a type of weights.
+
+    Raises:
+        UserError: it is unknown.
+    """
+    if to not in TYPES:
+        closest = difflib.get_close_matches(to, TYPES, n=1)
+        hint = f"; did you mean {closest[0]!r}?" if closest else ""
+        raise UserError(f"to={to!r} is none of {', '.join(TYPES)}{hint}")
+
+
+def storage_types(model: nn.Module, to: str) -> tuple[Types, list[str]]:
+    """The type of each matrix that gets fewer bits, and the names of the others.
+
+    Raises:
+        UserError: no matrix fits, or one has weights that the type cannot hold.
+    """
+    types: Types = {}
+    unchanged = []
+    for name, matrix in named_matrices(model).items():
+        _check_weight(name, matrix.weight.detach(), to)
+        if not _is_stored(model, name, matrix, to):
+            unchanged.append(name)
+        elif to in ("bf16", "fp16"):
+            types[name] = {"type": "short_float", "form": to}
+        else:
+            bits = 4 if to == "int4" and matrix.layer is not None else 8
+            types[name] = {"type": "integers", "bits": bits}
+    if not types:
+        raise UserError(
+            f"no matrix has a multiple of {GROUP} inputs, which {to} needs; use bf16 or fp16"
+        )
+    return types, unchanged
+
+
+def named_matrices(model: nn.Module) -> dict[str, WeightMatrix]:
+    """Matrices and embeddings by name."""
+    matrices = {matrix.name: matrix for matrix in weight_matrices(model)}
+    for path, module in named_components(model):
+        if isinstance(module, nn.Embedding):
+            matrices[path] = WeightMatrix(
+                path, module, module._parameters["weight"], f"{path}.weight"
+            )
+    return matrices
+
+
+def _check_weight(name: str, weight: Tensor, to: str) -> None:
+    if not weight.isfinite().all():
+        raise UserError(f"{name}: has weights that are not finite; train the model again")
+    largest = float(weight.abs().max())
+    if to == "fp16" and largest > _LARGEST_FP16:
+        raise UserError(
+            f"{name}: has the weight {largest:.4g}, and fp16 holds {_LARGEST_FP16:,.0f} at most; "
+            "use bf16"
+        )
+
+
+def _is_stored(model: Any, name: str, matrix: WeightMatrix, to: str) -> bool:
+    if matrix.parameter is None or name.split(".")[0] == "wide_head":
+        return False
+    if isinstance(matrix.module, nn.Embedding) and name.rpartition(".")[2] not in _TABLES:
+        return False
+    if name == "head" and model.config.output_dim is not None:
+        return False
+    return to in ("bf16", "fp16") or matrix.weight.shape[-1] % GROUP == 0
