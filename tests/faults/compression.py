@@ -147,8 +147,8 @@ def moments_are_of_the_given_model(original):
     def input_moments(model, modules, data):
         import copy
 
-        kept = first.setdefault(id(data), copy.deepcopy(model))
-        return original(kept, {name: kept.get_submodule(name) for name in modules}, data)
+        before = first.setdefault(id(data), copy.deepcopy(model))
+        return original(before, {name: before.get_submodule(name) for name in modules}, data)
 
     return input_moments
 
@@ -162,9 +162,9 @@ def moments_are_of_another_matrix(original):
         names = list(moments)
         return {
             name: next(
-                moments[other]
-                for other in [*names[index + 3 :], *names]
-                if len(moments[other]) == len(moments[name])
+                moments[later]
+                for later in [*names[index + 3 :], *names]
+                if len(moments[later]) == len(moments[name])
             )
             for index, name in enumerate(names)
         }

@@ -21,6 +21,7 @@ from miniformer.model.stack import Stack
 from miniformer.tasks.embedding import EmbeddingTask, embed_batch
 
 MIN_RECORDS, MAX_RECORDS = 32, 512
+_IGNORED = -100  # label of padding
 
 
 class CalibrationData:
@@ -39,6 +40,7 @@ class CalibrationData:
         self.task, self.tokenizer = pipeline.task, pipeline.tokenizer
         self._inputs: list[Any] = []  # of embedding, which has no loss
         self._batches: list[Batch] = []
+        self._batch: Batch = {}  # the current one
         mapping = pipeline.data_settings.mapping()
         try:
             records = as_records(data, self.task.schema, mapping=mapping)
@@ -68,8 +70,21 @@ class CalibrationData:
                 moved = {
                     name: x.to(device) if isinstance(x, Tensor) else x for name, x in batch.items()
                 }
+                self._batch = moved
                 with contextlib.suppress(EndBatch):
                     self.task.loss(model, moved)
+
+    def padding_mask(self, shape: torch.Size) -> Tensor | None:
+        """Mask of the tokens of the current batch whose shape is [B, T]: True = a real one.
+
+        For inputs whose padding comes last, which a causal model needs no mask for.
+        """
+        for name, mask_name in reversed(self.task.token_tensors.items()):
+            mask = self._batch.get(mask_name)
+            if name in self._batch and mask is not None and mask.shape == shape:
+                real: Tensor = mask != (_IGNORED if mask_name == "labels" else 0)
+                return real
+        return None
 
 
 class EndBatch(Exception):
@@ -93,7 +108,7 @@ def input_moments(
     called: set[str] = set()
     last: list[tuple[Any, Tensor]] = []  # one input and its product: several layers have the same
 
-    with _recorded_masks(model) as masks, contextlib.ExitStack() as hooks:
+    with _recorded_masks(model, data) as masks, contextlib.ExitStack() as hooks:
 
         def add(name: str, x: Tensor) -> None:
             if not last or last[0][0] is not x:
@@ -138,7 +153,7 @@ class _Masks:
 
 
 @contextlib.contextmanager
-def _recorded_masks(model: nn.Module) -> Iterator[_Masks]:
+def _recorded_masks(model: nn.Module, data: CalibrationData) -> Iterator[_Masks]:
     """Context that records the masks of the stacks of a model."""
     masks, stacks = _Masks(), []
 
@@ -149,6 +164,8 @@ def _recorded_masks(model: nn.Module) -> Iterator[_Masks]:
             mask, segments = options.get("attention_mask"), options.get("segment_ids")
             if segments is not None:
                 mask = segments > 0 if mask is None else mask & (segments > 0)
+            if mask is None:
+                mask = data.padding_mask(x.shape[:2])
             masks.by_stack[path] = mask
             masks.memories = [options["memory"]] if options.get("memory") is not None else []
             return original(x, **options)

@@ -26,12 +26,12 @@ TOKENIZER = Tokenizer.train("byte", [])
 def texts(count, seed=0):
     """Texts of a small language, of different lengths."""
     dice = torch.Generator().manual_seed(seed)
-    words = ["the", "cat", "saw", "a", "bird", "and", "dog", "ran", "home", "by", "sea", "oak"]
+    vocabulary = ["the", "cat", "saw", "a", "bird", "and", "dog", "ran", "home", "by", "sea", "oak"]
     rows = []
     for _ in range(count):
         state, row = int(torch.randint(12, (1,), generator=dice)), []
         for _ in range(int(torch.randint(1, 7, (1,), generator=dice))):
-            row.append(words[state])
+            row.append(vocabulary[state])
             state = (5 * state + int(torch.randint(3, (1,), generator=dice))) % 12
         rows.append(" ".join(row))
     return rows
