@@ -215,7 +215,9 @@ def run(count, seed=0, report=lambda *_: None, make=originals):
                 outcomes["imported"] += 1
             except UserError as error:
                 outcomes["refused"] += 1
-                if "\n" in str(error) or len(str(error)) > 2000:
+                # A config error has one line for each problem.
+                text = str(error).replace("\n  - ", " ")
+                if "\n" in text or len(text) > 2000:
                     findings.append((number, done, f"a message of {len(str(error))} characters"))
             except BaseException as error:
                 findings.append((number, done, f"{type(error).__name__}: {error}"))

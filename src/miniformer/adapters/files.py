@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from miniformer.adapters.by_input import predict as predict
@@ -199,12 +200,29 @@ def adapter_head(model: Any, files: AdapterFiles) -> tuple[nn.Module, Transforme
     if not different:
         return None
     tied = config.tie_embeddings if isinstance(model, Seq2SeqTransformer) else None
+    _check_head(files, config, tied)
     head = Head(config, tied)
-    missing = [key for key in head.state_dict() if f"head.{key}" not in files.tensors]
-    if missing:
-        raise UserError(f"{files.directory}: head.{missing[0]} is neither in it nor in the base")
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     return head.to(like.device, like.dtype), config
+
+
+def _check_head(files: AdapterFiles, config: TransformerConfig, tied: bool | None) -> None:
+    """Compares the tensors of a head with a config, before memory is taken for its sizes.
+
+    Raises:
+        UserError: a tensor is missing, or has another shape.
+    """
+    with torch.device("meta"):
+        expected = Head(config, tied).state_dict()
+    for key, value in expected.items():
+        tensor = files.tensors.get(f"head.{key}")
+        if tensor is None:
+            raise UserError(f"{files.directory}: head.{key} is neither in it nor in the base")
+        if tensor.shape != value.shape:
+            raise UserError(
+                f"{files.directory}: head.{key} is {tuple(tensor.shape)}, but its config needs "
+                f"{tuple(value.shape)}"
+            )
 
 
 def add_directory(

@@ -34,7 +34,7 @@ def apply_transforms(model: Model, transforms: Sequence[str | Mapping[str, Any]]
         UserError: a transform is unknown, does not have an option, or returns no model.
     """
     for transform in transforms:
-        setting = copy.deepcopy(registry.named_options(transform))
+        setting = copy.deepcopy(registry.named_options(transform, "transforms"))
         earlier = getattr(model, "transforms", ())
         result = registry.build("transform", setting, model, label="transforms")
         if type(result) is not type(model):

@@ -145,15 +145,24 @@ def build(
         UserError: the name or an option is unknown, an option is missing, or the component refuses
             a value.
     """
-    options = named_options(setting)
+    options = named_options(setting, label)
     name = options.pop("type")
     component = resolve(kind, name) if paths else get(kind, name)
     return call_with_options(component, name, options, *args, label=label)
 
 
-def named_options(setting: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A setting of `build` as an object with the name as `type`."""
-    return {"type": setting} if isinstance(setting, str) else dict(setting)
+def named_options(setting: str | Mapping[str, Any], label: str = "setting") -> dict[str, Any]:
+    """A setting of `build` as an object with the name as `type`.
+
+    Raises:
+        UserError: it is neither a name nor such an object.
+    """
+    options = {"type": setting} if isinstance(setting, str) else setting
+    if not isinstance(options, Mapping) or not isinstance(options.get("type"), str):
+        raise UserError(
+            f"{label} must be a name, or an object with a name as type, not {setting!r}"
+        )
+    return dict(options)
 
 
 def setting_problems(kind: str, settings: Any, *, label: str, paths: bool = False) -> list[str]:

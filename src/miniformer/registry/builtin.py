@@ -103,6 +103,10 @@ _COMMANDS = {
         "convert a model to fewer heads of keys and values",
     ),
     "quantize": ("miniformer.compression.command", "store a model in fewer bits"),
+    "compare": (
+        "miniformer.compression.compare_command",
+        "size, metric, speed and memory of models beside each other",
+    ),
     "serve": ("miniformer.serving.command", "serve models over HTTP, with OpenAI's interface"),
     "export": ("miniformer.exporters.command", "write a model for another program"),
     "export-bench": (

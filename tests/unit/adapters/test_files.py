@@ -346,6 +346,44 @@ def test_lying_files_are_refused_by_the_command_without_memory(folder, tmp_path,
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
 
 
+@pytest.mark.catches("settings_of_components_have_any_form")
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"transforms": [[]]}, "transforms must be a name, or an object with a name as type"),
+        ({"transforms": [{}]}, "transforms must be a name, or an object with a name as type"),
+        ({"transforms": [5]}, "transforms must be a name, or an object with a name as type"),
+    ],
+)
+def test_broken_descriptions_are_refused_in_one_line(folder, tmp_path, capsys, info, message):
+    path = changed(folder, tmp_path)
+    file = path / "miniformer_adapter.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **info}))
+    assert cli.main(["generate", str(folder / "base"), "a", "--adapter", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.catches("heads_of_any_size_are_made")
+def test_a_head_is_not_made_before_its_tensors_are_compared(folder, tmp_path):
+    """A config that claims 2^40 outputs would need 64 TB."""
+    path = changed(folder, tmp_path)
+    file = path / "miniformer_adapter.json"
+    info = json.loads(file.read_text())
+    info["model_config"]["output_dim"] = 2**40
+    file.write_text(json.dumps(info))
+    with pytest.raises(UserError, match="head.weight is neither in it nor in the base"):
+        miniformer.load(folder / "base", adapter=path)
+    tensors = {
+        **load_file(path / "adapter_model.safetensors"),
+        "base_model.model.head.weight": torch.ones(2, 16),
+    }
+    save_file(tensors, path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"head.weight is \(2, 16\), but its config needs"):
+        miniformer.load(folder / "base", adapter=path)
+
+
 @pytest.mark.parametrize("name", ["lora", "ia3", "bottleneck"])
 def test_hostile_values_are_read_or_refused(folder, name, tmp_path):
     """Each value of both files in turn; another exception than a UserError fails."""

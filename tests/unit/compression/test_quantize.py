@@ -143,8 +143,8 @@ def test_fused_matrices_of_different_types_stay_exact():
         for linear, bits in ((q_proj, 8), (k_proj, 4)):
             linear.weight.copy_(Integers.decode(Integers.encode(linear.weight, bits), bits))
     pair = torch.cat((q_proj.weight, k_proj.weight)).detach()
-    found = [smallest_exact_dtype(x) for x in (q_proj.weight, k_proj.weight, pair)]
-    assert found == ["int8", "int4", "float32"]
+    dtypes = [smallest_exact_dtype(x) for x in (q_proj.weight, k_proj.weight, pair)]
+    assert dtypes == ["int8", "int4", "float32"]
     short = torch.randn(8, 24).bfloat16().float()  # no multiple of 32 columns
     assert smallest_exact_dtype(short) == "bf16"
 
