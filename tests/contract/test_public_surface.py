@@ -16,9 +16,9 @@ PUBLIC = {
     "MiniFormerDataModule", "MiniFormerLitModule", "Mixture", "MultiHeadAttention",
     "Pipeline", "Seq2SeqTransformer", "SlotDecoder", "Tokenizer",
     "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__",
-    "apply_transforms", "assert_no_leaks", "compare", "effective_weight", "export", "find_leaks", "from_hf",
-    "import_hf", "load", "merge_transforms", "quantize", "register", "serve",
-    "set_activation_checkpointing", "set_attention_backend", "stop_run", "to_hf",
+    "apply_transforms", "assert_no_leaks", "compare", "effective_weight", "export",
+    "find_leaks", "from_hf", "import_hf", "load", "merge_transforms", "quantize", "register",
+    "serve", "set_activation_checkpointing", "set_attention_backend", "stop_run", "to_hf",
     "train", "weight_matrices",
 }  # fmt: skip
 PATHS_OF_THE_SPECIFICATION = [

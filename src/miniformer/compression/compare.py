@@ -21,7 +21,7 @@ from miniformer.compression.workload import make_workload
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 from miniformer.data.reading.files import DataFiles
-from miniformer.data.reading.records import Records, RecordSequence, as_records
+from miniformer.data.reading.records import RecordSequence, as_records
 from miniformer.evaluation.comparison import Difference
 from miniformer.tasks.embedding import EmbeddingTask
 from miniformer.utils.formats import format_number, metric_label
@@ -237,7 +237,7 @@ def _num_bytes(directory: Path) -> int:
 
 
 def _short_name(path: Path) -> str:
-    """The end of a path that tells models apart."""
+    """The last parts of a path, which differ between models."""
     parts = path.parts[-2:] if path.name in ("best", "last", "model") else path.parts[-1:]
     name = "/".join(parts)
     return name if len(name) < _COLUMN_WIDTH else "…" + name[-(_COLUMN_WIDTH - 2) :]

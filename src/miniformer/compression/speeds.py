@@ -97,7 +97,7 @@ class _Process:
 
     def __init__(self, directory: Path, threads: int) -> None:
         self.directory, self.memory = directory, 0
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "miniformer.compression.measured_process",
              str(directory.absolute()), str(threads)],

@@ -373,7 +373,7 @@ def test_a_head_is_not_made_before_its_tensors_are_compared(folder, tmp_path):
     info = json.loads(file.read_text())
     info["model_config"]["output_dim"] = 2**40
     file.write_text(json.dumps(info))
-    with pytest.raises(UserError, match="head.weight is neither in it nor in the base"):
+    with pytest.raises(UserError, match=r"head.weight is neither in it nor in the base"):
         miniformer.load(folder / "base", adapter=path)
     tensors = {
         **load_file(path / "adapter_model.safetensors"),

@@ -1,0 +1,100 @@
+"""Faults in `miniformer compare`."""
+
+import contextlib
+import dataclasses
+
+from miniformer.config import UserError
+from tests.faults import fault
+
+
+@fault("miniformer.compression.compare:_evaluate")
+def compare_swaps_the_models(original):
+    """Differences are those of the first model from the others."""
+
+    def evaluate(first, paths, data, num_resamples, report, fields):
+        metrics, differences = original(first, paths, data, num_resamples, report, fields)
+        return metrics, [
+            {
+                name: dataclasses.replace(x, difference=-x.difference, low=-x.high, high=-x.low)
+                for name, x in changes.items()
+            }
+            for changes in differences
+        ]
+
+    return evaluate
+
+
+@fault("miniformer.compression.compare:_describe_speed")
+def slower_models_are_as_fast(original):
+    """A slower model is called as fast as the first one."""
+    return lambda ratio: original(max(ratio, 1.0))
+
+
+@fault("miniformer.compression.compare_command:run")
+def compare_command_ignores_rounds(original):
+    """The command measures three times, whatever its flag says."""
+    return lambda values: original({**values, "rounds": 3})
+
+
+@fault("miniformer.compression.speeds:_summarize")
+def ratios_of_speeds_are_turned(original):
+    """A faster model has a ratio below 1."""
+
+    def summarize(times, workload, number, memory):
+        speed = original(times, workload, number, memory)
+        return dataclasses.replace(speed, ratios={n: 1 / x for n, x in speed.ratios.items()})
+
+    return summarize
+
+
+@fault("miniformer.compression.speeds:measure_speeds")
+def the_first_round_is_counted(original):
+    """The first round, in which models are slow, is one of the measured ones."""
+
+    def measure_speeds(directories, workload, *, rounds=3, threads=0):
+        from miniformer.compression import speeds
+
+        with contextlib.ExitStack() as stack:
+            processes = [
+                stack.enter_context(speeds._Process(path, threads)) for path in directories
+            ]
+            for process in processes:
+                process.read()
+            times = [speeds._measure(processes, workload, turn) for turn in range(rounds)]
+            return [
+                speeds._summarize(times[:1], workload, number, process.memory)
+                for number, process in enumerate(processes)
+            ]
+
+    return measure_speeds
+
+
+@fault("miniformer.compression.speeds:_Process.read")
+def children_hide_their_errors(original):
+    """A process that has ended is an error without its message."""
+
+    def read(self):
+        try:
+            return original(self)
+        except UserError:
+            raise UserError(f"{self.directory}: cannot be measured") from None
+
+    return read
+
+
+@fault("miniformer.compression.measured_process:run")
+def generated_texts_end_early(original):
+    """Texts may end before the number of tokens."""
+
+    def run(pipeline, inputs, tokens):
+        if not tokens:
+            return original(pipeline, inputs, tokens)
+        return pipeline.generate(inputs, max_new_tokens=max(1, tokens - 1), temperature=0.0)
+
+    return run
+
+
+@fault("miniformer.compression.workload:_input_of")
+def prompts_are_whole_texts(original):
+    """A language model continues whole texts."""
+    return lambda record, generates: original(record, False)
