@@ -11,7 +11,7 @@ PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test check format lint types imports coverage faults slow exports weights \
-	docs bench-quality bench-generate bench-export clean
+	docs notebooks bench-quality bench-generate bench-export clean
 
 help:
 	@echo "make demo    train a small language model on Python's own source (about 4 minutes)"
@@ -21,6 +21,7 @@ help:
 	@echo "make slow    checks before a release, about two hours: real loggers and lm-eval, mutations, ..."
 	@echo "make exports tests of AOTInductor with C++, OpenVINO, ExecuTorch, TVM: 15 minutes"
 	@echo "make docs    build and check the documentation site in .site"
+	@echo "make notebooks  build and run the notebooks of examples"
 	@echo "make bench-quality RECIPE=... DATA=...   train a recipe with three seeds and record its metrics"
 	@echo "make bench-generate   tokens a second, compared with other libraries"
 	@echo "make bench-export     speed of exported ONNX folders"
@@ -81,6 +82,10 @@ exports: setup
 # The site, in an environment of its own; its links, sizes and pages are checked.
 docs: setup
 	$(BIN)/python -m tests.slow docs
+
+# The notebooks, in an environment of its own; with their outputs in .notebooks.
+notebooks: setup
+	$(BIN)/python -m tests.slow notebooks
 
 # The test command of the README, in two processes, with a minimum of coverage (see tests/first_cases.py).
 coverage: setup weights

@@ -133,11 +133,21 @@ PARTS = (
         (*_PYTEST, "tests/slow/check_docs.py", "tests/contract/test_start_page.py"),
         (
             "docs/**/*.md", "docs/_site/hooks.py", "mkdocs.yml", "README.md", "CONTRIBUTING.md",
-            "CHANGELOG.md", "benchmarks/README.md", "src/miniformer/__init__.py",
+            "CHANGELOG.md", "benchmarks/README.md", "src/miniformer/__init__.py", "examples/*.py",
             "docs/drawings/*.svg", "tests/slow/check_docs.py", "tests/contract/test_start_page.py",
         ),
         3,
         ("mkdocs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python", "properdocs"),
+    ),
+    Part(
+        "notebooks",
+        ("-m", "tests.slow.notebooks"),
+        (
+            "examples/*.py", "src/miniformer/inspection/*.py", "tests/slow/notebooks.py",
+            "src/miniformer/checkpoint/summary.py",
+        ),
+        10,
+        ("nbmake", "jupytext", "ipykernel"),
     ),
     Part(
         "exports",
