@@ -1,8 +1,9 @@
-"""Fuzzing of imports and adapters: randomly damaged files.
+"""Fuzzing of imports, adapters and quantized models: randomly damaged files.
 
     python -m tests.fuzz --inputs 20000 [--seed random]
 
-Each input is a small Hugging Face directory, a GGUF file or an adapter directory with one file
+Each input is a small Hugging Face directory, a GGUF file, an adapter directory or a model directory
+of stored integers with one file
 changed: bytes flipped or cut, a wrong header, invalid config values, wrong counts, a pickle in its
 place. It must be read or refused with one UserError: any other exception, more than 5 seconds, or
 more than a gigabyte of memory is a finding.
@@ -26,6 +27,7 @@ import miniformer
 from miniformer import adapters
 from miniformer.config import UserError
 from miniformer.interop.gguf.load import import_gguf
+from miniformer.model.transformer import Transformer
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
 from tests.kit.seeds import chosen_seed
@@ -71,7 +73,7 @@ def originals(folder):
             model = miniformer.Pipeline(model, tokenizer, task=LanguageModeling())
         cases.write(model, path / "model.gguf", weights="q8_0")
         paths.append(path)
-    return [*paths, *adapter_directories(folder)]
+    return [*paths, *adapter_directories(folder), *quantized_directories(folder)]
 
 
 def adapter_directories(folder):
@@ -85,6 +87,15 @@ def adapter_directories(folder):
         adapters.add(pipeline.model, method, **options)
         adapters.save(pipeline, folder / f"adapter-{method}", base=base)
         paths.append(folder / f"adapter-{method}")
+    return paths
+
+
+def quantized_directories(folder):
+    """Model directories of stored integers and short floats."""
+    model, paths = tiny_model(d_model=32, d_ff=64, n_layers=1), []
+    for to in ("int8", "int4", "bf16"):
+        paths.append(folder / f"quantized-{to}")
+        miniformer.quantize(model, paths[-1], to=to)
     return paths
 
 
@@ -168,6 +179,8 @@ def load(path):
         import_gguf(path / "model.gguf", path / "out")
     elif (path / "adapter_config.json").exists():
         miniformer.load(path.with_name("base"), adapter=path)
+    elif (path / "format_version").exists():
+        Transformer.from_pretrained(path)
     else:
         miniformer.from_hf(path)
 
@@ -177,7 +190,9 @@ def mutate(path, dice):
     file = dice.choice(
         sorted(item for item in path.iterdir() if item.suffix in (".json", ".safetensors", ".gguf"))
     )
-    if dice.random() < 0.5 and (path / "config.json").exists():
+    if (path / "quantization.json").exists():
+        file = path / dice.choice(["quantization.json", "model.safetensors"])
+    elif dice.random() < 0.5 and (path / "config.json").exists():
         file = path / "config.json"
     data = file.read_bytes()
     if dice.random() < 0.02:

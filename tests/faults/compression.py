@@ -170,3 +170,25 @@ def moments_are_of_another_matrix(original):
         }
 
     return input_moments
+
+
+@fault("miniformer.checkpoint.stored_types:Integers.shape")
+def sizes_of_stored_tensors_are_not_checked(original):
+    """A type does not say the size of a matrix before it is decoded."""
+    return lambda tensors, bits: original({**tensors, "values": tensors["values"][:32],
+                                           "scales": tensors["scales"][:32]}, bits)  # fmt: skip
+
+
+@fault("miniformer.model.weight_storage:encode_weights")
+def options_with_names_of_the_file_are_lost(original):
+    """Options `dtype` and `tensors` of a type are dropped."""
+
+    def encode_weights(model, weights, types):
+        names = ("dtype", "tensors")
+        types = {
+            matrix: {key: value for key, value in item.items() if key not in names}
+            for matrix, item in types.items()
+        }
+        return original(model, weights, types)
+
+    return encode_weights

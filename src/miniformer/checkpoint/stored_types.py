@@ -47,8 +47,8 @@ class Integers:
         return {"values": pairs[:, ::2] | pairs[:, 1::2] << 4, "scales": scales[..., 0]}
 
     @staticmethod
-    def decode(tensors: dict[str, Tensor], bits: int) -> Tensor:
-        """The matrix, float32 [O, I]; the inverse of `encode`.
+    def shape(tensors: dict[str, Tensor], bits: int) -> tuple[int, int]:
+        """The shape of the matrix, (O, I).
 
         Raises:
             ValueError: the tensors have other types or shapes than those of `encode`.
@@ -66,6 +66,17 @@ class Integers:
             raise ValueError(
                 f"values {tuple(values.shape)} do not fit scales {tuple(scales.shape)}"
             )
+        return scales.shape[0], scales.shape[1] * GROUP
+
+    @classmethod
+    def decode(cls, tensors: dict[str, Tensor], bits: int) -> Tensor:
+        """The matrix, float32 [O, I]; the inverse of `encode`.
+
+        Raises:
+            ValueError: the tensors have other types or shapes than those of `encode`.
+        """
+        cls.shape(tensors, bits)
+        values, scales = tensors["values"], tensors["scales"]
         if bits == 4:
             values = torch.stack((values & 15, values >> 4), 2).flatten(1).to(torch.int8) - 8
         groups = values.float().view(*scales.shape, GROUP)
@@ -86,8 +97,10 @@ class ShortFloat:
         """The matrix in its stored type.
 
         Raises:
-            ValueError: the tensor has another type.
+            ValueError: the form is unknown, or the tensor has another type.
         """
+        if form not in _FLOATS:
+            raise ValueError(f"form must be one of {', '.join(_FLOATS)}, not {form!r}")
         if tensors["values"].dtype != _FLOATS[form]:
             raise ValueError(f"values are {tensors['values'].dtype}, not {form}")
         return tensors["values"]

@@ -28,6 +28,11 @@ from miniformer.model.matrices import WeightMatrix, named_components, weight_mat
 Entries = dict[str, dict[str, Any]]
 _KIND = "weight_storage"
 _OWN_KEYS = ("type", "tensors", "dtype")
+_DTYPES = {
+    name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")
+}  # of decoded matrices
+_LONGEST_REASON = 500  # characters of a message
+_LARGEST_FILE = 2**26  # bytes of `quantization.json`: more than 400,000 matrices
 
 
 def encode_weights(
@@ -44,8 +49,15 @@ def encode_weights(
         Tensors of the file by name, and the entries of `quantization.json`.
 
     Raises:
-        UserError: a type is unknown, or there is no matrix of a name.
+        UserError: a type is unknown, an option has a name of the file's own, or there is no matrix
+            of a name.
     """
+    for name, options in types.items():
+        if taken := [key for key in options if key in _OWN_KEYS and key != "type"]:
+            raise UserError(
+                f"weight_storage: {name}: {taken[0]!r} is a name of quantization.json itself; "
+                "rename the option"
+            )
     stored, entries = dict(weights), {}
     matrices = {matrix.name: matrix for matrix in _stored_matrices(model)}
     if unknown := [name for name in types if name not in matrices]:
@@ -99,13 +111,14 @@ def decode_weights(
     weights, stacks = dict(stored), dict[str, list[Tensor]]()
     matrices = {matrix.name: matrix for matrix in _stored_matrices(model)}
     if unknown := [name for name in entries if name not in matrices]:
-        raise UserError(f"{path}: {unknown[0]!r} is no weight matrix of the model")
+        name = unknown[0][:_LONGEST_REASON]
+        raise UserError(f"{path}: {name!r} is no weight matrix of the model")
     divided = {matrices[name].parameter_name for name in entries}
     for name, matrix in matrices.items():
         if matrix.parameter is None or matrix.parameter_name not in divided:
             continue
         if name in entries:
-            weight = _decode(name, entries[name], weights, path)
+            weight = _decode(matrix, entries[name], weights, path)
         elif name in weights:
             weight = weights.pop(name)
         else:
@@ -124,13 +137,19 @@ def read_entries(path: Path) -> Entries:
         UserError: the file is invalid.
     """
     try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"larger than {_LARGEST_FILE:,} bytes")
         entries: Entries = json.loads(path.read_text(encoding="utf-8"))["matrices"]
-        for entry in entries.values():
-            valid = isinstance(entry["type"], str) and isinstance(entry["tensors"], list)
-            if not (valid and hasattr(torch, entry.get("dtype", "float32"))):
-                raise ValueError(entry)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a description of stored weights: {error!r}") from None
+        for name, entry in entries.items():
+            tensors = entry["tensors"]
+            is_valid = isinstance(entry["type"], str) and isinstance(tensors, list)
+            if not is_valid or not all(isinstance(part, str) for part in tensors):
+                raise ValueError(f"{name}: {entry}")
+            if entry.get("dtype", "float32") not in _DTYPES:
+                raise ValueError(f"{name}: dtype {entry['dtype']!r} is none of {[*_DTYPES]}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = repr(error)[:_LONGEST_REASON]
+        raise UserError(f"{path}: not a description of stored weights: {reason}") from None
     return entries
 
 
@@ -162,15 +181,31 @@ def _storage(entry: Mapping[str, Any], label: str) -> tuple[Any, dict[str, Any]]
         raise UserError(f"{label}: {error}") from None
 
 
-def _decode(name: str, entry: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Tensor:
-    """Decodes a matrix, and removes its tensors from `weights`."""
+def _decode(
+    matrix: WeightMatrix, entry: dict[str, Any], weights: dict[str, Tensor], path: Path
+) -> Tensor:
+    """Decodes a matrix, and removes its tensors from `weights`.
+
+    Its size is checked before it is decoded, if the type has a method `shape`.
+    """
+    name, shape = matrix.name, matrix.weight.shape
     storage, options = _storage(entry, f"{path}: {name}")
+    parts: dict[str, Tensor] = {}
+    for part in entry["tensors"]:
+        if f"{name}.{part}" not in weights:
+            missing = f"{name}.{part}"[:_LONGEST_REASON]
+            raise UserError(f"{path}: {name}: the file has no tensor {missing!r}")
+        parts[part] = weights.pop(f"{name}.{part}")
+    if "dtype" not in entry:
+        raise UserError(f"{path}: {name}: has no dtype")
     try:
-        parts = {part: weights.pop(f"{name}.{part}") for part in entry["tensors"]}
-        weight: Tensor = storage.decode(parts, **options).to(getattr(torch, entry["dtype"]))
-    except KeyError as error:
-        raise UserError(f"{path}: {name}: the file has no tensor {error}") from None
+        stored_shape = storage.shape(parts, **options) if hasattr(storage, "shape") else shape
+        if tuple(stored_shape) != tuple(shape):
+            raise ValueError(f"it is {tuple(stored_shape)}, and that of config {tuple(shape)}")
+        weight: Tensor = storage.decode(parts, **options)
+        if weight.shape != shape:
+            raise ValueError(f"it is {tuple(weight.shape)}, and that of config {tuple(shape)}")
+        return weight.to(_DTYPES[entry["dtype"]])
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
         raise UserError(f"{path}: {name} cannot be decoded as {entry['type']}: {reason}") from error
-    return weight

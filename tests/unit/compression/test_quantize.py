@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import miniformer
 from miniformer import Pipeline, Seq2SeqTransformer, Tokenizer, Transformer, cli
@@ -17,8 +17,10 @@ from miniformer.tasks.classification import Classification
 from miniformer.tasks.embedding import EmbeddingTask
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.seq2seq import Seq2Seq
+from tests import fuzz
 from tests.kit import VERSE, tiny_model
 from tests.kit.plugins import registered
+from tests.kit.seeds import chosen_seed
 
 IDS = torch.arange(1, 11)[None]
 SIZES = {"d_model": 32, "n_layers": 1, "d_ff": 64}
@@ -234,6 +236,11 @@ def test_what_is_refused(pipelines, tmp_path):
         ("bits", 10**9, "bits must be 8 or 4"),
         ("type", "short_float", "cannot be decoded as short_float"),
         ("tensors", ["values"], "cannot be decoded as integers: KeyError|has no tensor"),
+        ("tensors", ["scales", "values", "values"], r"has no tensor 'layers\.0\..*\.values'"),
+        ("tensors", [3], "not a description of stored weights"),
+        ("dtype", "complex128", "dtype 'complex128' is none of"),
+        ("dtype", None, "dtype None is none of"),
+        ("group", 64, "cannot be decoded as integers: TypeError"),
     ],
 )
 def test_descriptions_that_lie_are_refused(key, value, message, pipelines, tmp_path):
@@ -244,3 +251,35 @@ def test_descriptions_that_lie_are_refused(key, value, message, pipelines, tmp_p
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         Transformer.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.catches("sizes_of_stored_tensors_are_not_checked")
+def test_sizes_are_checked_before_anything_is_decoded(tmp_path, monkeypatch):
+    model = tiny_model(**SIZES)
+    miniformer.quantize(model, tmp_path / "out", to="int4")
+    path = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(path)
+    name = "layers.0.attention.q_proj"
+    for part in ("values", "scales"):  # the matrix of the file is 4 times as large
+        tensors[f"{name}.{part}"] = tensors[f"{name}.{part}"].repeat(4, 1)
+    save_file(tensors, path)
+    decoded = []
+    decode = Integers.decode
+    monkeypatch.setattr(
+        Integers, "decode", lambda parts, bits: decoded.append(parts) or decode(parts, bits)
+    )
+    message = r"q_proj cannot be decoded as integers: .*it is \(128, 32\).*config \(32, 32\)"
+    with pytest.raises(UserError, match=message):
+        Transformer.from_pretrained(tmp_path / "out")
+    assert all(len(parts["values"]) < 128 for parts in decoded)
+    for text in ("[" * 100_000, '{"matrices": ' + " " * (2**26 + 1) + "{}}", '{"matrices": 3}'):
+        (tmp_path / "out" / "quantization.json").write_text(text)
+        with pytest.raises(UserError, match="not a description of stored weights"):
+            Transformer.from_pretrained(tmp_path / "out")
+
+
+def test_fuzzing_of_quantized_directories_finds_no_crash():
+    """A few cases; `tests.fuzz` tries many more, with imports."""
+    outcomes, findings = fuzz.run(100, chosen_seed() or 0, make=fuzz.quantized_directories)
+    assert not findings
+    assert outcomes["refused"] > 30

@@ -135,6 +135,7 @@ def test_file_of_int8_is_for_modules_that_hold_its_tensors(tmp_path):
     assert its_entries["layers.0.attention.q_proj"]["tensors"] == ["scale", "values"]
 
 
+@pytest.mark.catches("options_with_names_of_the_file_are_lost")
 def test_unknown_types_and_names():
     model = tiny_model()
     weights = model.state_dict()
@@ -142,6 +143,11 @@ def test_unknown_types_and_names():
         encode_weights(model, weights, {"embeding": {"type": "int8"}})
     with pytest.raises(UserError, match=r"embedding: unknown weight_storage 'int9' \(did you mean"):
         encode_weights(model, weights, {"embedding": {"type": "int9"}})
+    for option in ("dtype", "tensors"):
+        with pytest.raises(
+            UserError, match=f"embedding: '{option}' is a name of quantization.json"
+        ):
+            encode_weights(model, weights, {"embedding": {"type": "int8", option: "x"}})
     model.embedding.register_buffer("scale", torch.ones(1))
     with pytest.raises(UserError, match=r"the model has a tensor embedding.scale already"):
         encode_weights(model, model.state_dict(), {"embedding": {"type": "int8"}})
