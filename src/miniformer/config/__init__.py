@@ -1,4 +1,7 @@
-"""Configs as strict dataclasses. Nothing here imports torch."""
+"""Configs as strict dataclasses. Nothing here imports torch.
+
+The folder has more than 12 files because each config has its own.
+"""
 
 from miniformer.config.errors import (
     ConfigError,

@@ -6,6 +6,8 @@ import dataclasses
 import re
 from typing import Any, ClassVar
 
+from miniformer.config.early_exit import EarlyExitConfig
+from miniformer.config.errors import ConfigError
 from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.config.strict import StrictConfig, option
 from miniformer.utils.columns import column_problems
@@ -222,6 +224,9 @@ class OptimizationSettings(StrictConfig):
             (the type) and options, such as
             [{"type": "my_package.terms:ZLoss", "weight": 0.001}], by the name of a registered term
             or by import path; find_lr and find_batch_size leave them out.
+        early_exit: train exits after each layer, for drafts of the first layers and for classifiers
+            that stop early: {"scale": 0.2, "max_dropout": 0.1} are the weight of the losses of
+            exits and the share of rows that skip the last layer, {} these values; null: no exits.
     """
 
     heading: ClassVar[str] = "optimization"
@@ -242,9 +247,15 @@ class OptimizationSettings(StrictConfig):
     average_checkpoints: int | None = option(None, low=2)
     seed: int = option(0, low=0, high=2**32 - 1)
     loss_terms: list[str | dict[str, Any]] = option([], kind="loss_term", paths=True)
+    early_exit: dict[str, Any] | None = option(None)
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
+        if self.early_exit is not None:
+            try:
+                EarlyExitConfig.from_dict(self.early_exit)
+            except ConfigError as error:
+                problems += [f"early_exit: {problem}" for problem in error.problems]
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             problems.append(
                 "warmup_steps and warmup_ratio both set the warmup; leave one of them out"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from miniformer.model import attention_backends
 from miniformer.model.attention import AttentionContext, MultiHeadAttention
 from miniformer.model.attention_backends.functions import ScoreOptions
 from miniformer.model.cache.protocol import Cache, CacheSpec, PassCache
+from miniformer.model.layer_exits import LayerExits
 from miniformer.model.layers import DecoderLayer, EncoderLayer
 from miniformer.model.masks import (
     Visibility,
@@ -104,6 +105,7 @@ class Stack(nn.Module):
             nn.Identity() if config.effective_norm_placement == "post" else make_norm(config)
         )
         self.checkpointing = "none"  # see `set_activation_checkpointing`
+        self.exits: LayerExits | None = None  # during a training pass with exits
 
     def run_layers(
         self,
@@ -134,6 +136,8 @@ class Stack(nn.Module):
             check_positions(positions, x, self.position, cache)
         if start is not None or stop is not None:
             self._check_layers(start, stop)
+        if self.exits is not None and (output := self.exits.start_pass()) is not None:
+            return cast("Tensor", self.final_norm(output))
         positions, contexts = self._attention_contexts(
             x, attention_mask, segment_ids, positions, cache, start is not None, recorder
         )
@@ -155,12 +159,15 @@ class Stack(nn.Module):
             if memory is not None:
                 extra["source"], extra["memory"] = sources[index], memory.features
             if self.checkpointing != "none" and self.training and cache is None:
-                x = checkpoint_layer(self.checkpointing, layer, x, contexts[index], **extra)
+                out = checkpoint_layer(self.checkpointing, layer, x, contexts[index], **extra)
             else:
-                x = layer(x, contexts[index], cache=cache, layer=index, **extra)
+                out = layer(x, contexts[index], cache=cache, layer=index, **extra)
+            if self.exits is not None:
+                out = self.exits.after_layer(index, x, out, training=self.training)
+            x = out
         if stop is not None:
             return x
-        out: Tensor = self.final_norm(x)
+        out = self.final_norm(x)
         if recorder is not None:
             recorder.finish(out, self.layers)
         if cache is not None:

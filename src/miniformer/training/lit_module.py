@@ -55,6 +55,7 @@ class MiniFormerLitModule(L.LightningModule):
         budget: the run's limits, which the schedule follows; None: the first of max_steps,
             max_epochs and max_time of the `Trainer`.
         loss_terms: further terms of the objective, see `TrainConfig`.
+        early_exit: losses of exits and layer dropout, see `TrainConfig`.
     """
 
     def __init__(
@@ -76,14 +77,15 @@ class MiniFormerLitModule(L.LightningModule):
         accumulate_grad_batches: int = 1,
         budget: Budget | None = None,
         loss_terms: Sequence[str | Mapping[str, Any]] = (),
+        early_exit: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         task = registry.get("task", task)() if isinstance(task, str) else task
         freeze_parameters(model)
         self.loss_module = LossModule(model.train(), task)  # a loaded model is in eval mode
-        needs_passes = loss_terms or task.has_own_passes
-        self.passes = self._make_passes(loss_terms) if needs_passes else None
+        needs_passes = loss_terms or early_exit is not None or task.has_own_passes
+        self.passes = self._make_passes(loss_terms, early_exit) if needs_passes else None
         self.tokenizer = tokenizer
         self._make_optimizer = registry.get("optimizer", optimizer)
         lr = default_lr(optimizer) if lr is None else lr
@@ -111,10 +113,14 @@ class MiniFormerLitModule(L.LightningModule):
         self.stop_requested = False  # by some rank; all ranks know it after the next step
         self.validation_stats: list[BatchStats] = []  # of the last validation or test
 
-    def _make_passes(self, loss_terms: Sequence[str | Mapping[str, Any]]) -> TrainingPasses:
+    def _make_passes(
+        self,
+        loss_terms: Sequence[str | Mapping[str, Any]],
+        early_exit: Mapping[str, Any] | None,
+    ) -> TrainingPasses:
         from miniformer.training.loss.passes import TrainingPasses
 
-        passes = TrainingPasses(self, loss_terms)
+        passes = TrainingPasses(self, loss_terms, early_exit)
         self.loss_module.terms = passes.terms
         return passes
 

@@ -222,6 +222,7 @@ ELSEWHERE = {
     "base_weights": "needs a base; tests/e2e/test_adapters.py",
     "batch_order": "none is built in; tests/e2e/test_data_plugins.py",
     "loss_terms": "none is built in; tests/e2e/test_loss_terms.py",
+    "early_exit": "needs two layers; tests/unit/training/loss/test_exits.py",
 }
 
 

@@ -19,11 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from miniformer.config.early_exit import EarlyExitConfig
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.tasks.base import Task
 from miniformer.tasks.loss_terms import LossTerm, count_ratio
 from miniformer.training.distributed import strategies
 from miniformer.training.loss.context import StepContext
+from miniformer.training.loss.exits import ExitLosses
 from miniformer.training.loss.terms import LossTerms
 
 
@@ -33,11 +35,21 @@ class TrainingPasses:
     Args:
         module: the LightningModule.
         settings: `TrainConfig.loss_terms`.
+        early_exit: `TrainConfig.early_exit`.
     """
 
-    def __init__(self, module: Any, settings: Sequence[str | Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        module: Any,
+        settings: Sequence[str | Mapping[str, Any]],
+        early_exit: Mapping[str, Any] | None = None,
+    ) -> None:
         self.module = module
-        self.terms = LossTerms(module.task, settings)
+        exits = None
+        if early_exit is not None:
+            config = EarlyExitConfig.from_dict(dict(early_exit))
+            exits = ExitLosses(module.model, module.task, config)
+        self.terms = LossTerms(module.task, settings, exits)
         self.has_own_step = type(module.task).step is not Task.step
         self.callback = LossTermStates(self)
         self._last_sums: dict[str, Tensor] = {}  # of the last step

@@ -15,6 +15,7 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.registry.options import check_options
 from miniformer.tasks.base import BatchStats, Task
 from miniformer.tasks.loss_terms import LossTerm
+from miniformer.training.loss.exits import ExitLosses
 
 _STATS_KEY = "term:"  # prefix of the statistics of a validation batch
 
@@ -32,14 +33,22 @@ class LossTerms:
     Args:
         task: the task; `Task.loss_terms` has the names of its terms.
         settings: `TrainConfig.loss_terms`.
+        exits: losses of exits after each layer; None: there are none.
 
     Raises:
         UserError: a setting is invalid, or a name is used twice.
     """
 
-    def __init__(self, task: Task, settings: Sequence[str | Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        task: Task,
+        settings: Sequence[str | Mapping[str, Any]],
+        exits: ExitLosses | None = None,
+    ) -> None:
         self.configured: dict[str, ConfiguredTerm] = {}
-        taken = {*task.loss_terms, *task.metrics, "loss"}
+        self.exits = exits
+        own = (*task.loss_terms, *(() if exits is None else exits.names))
+        taken = {*own, *task.metrics, "loss"}
         for index, setting in enumerate(settings):
             label = f"loss_terms[{index}]"
             name, term = _build(setting, label)
@@ -51,17 +60,22 @@ class LossTerms:
                 )
             self.configured[name] = term
             taken.add(name)
-        self.names = (*task.loss_terms, *self.configured)
+        self.names = (*own, *self.configured)
 
     def loss(
         self, task: Task, model: Any, batch: Batch
     ) -> tuple[Tensor, Tensor, dict[str, LossTerm]]:
         """Summed loss and count of the task, and all terms of a batch."""
-        loss, count, *own = task.loss(model, batch)
+        exits: dict[str, LossTerm] = {}
+        if self.exits is None:
+            result: Any = task.loss(model, batch)
+        else:
+            result, exits = self.exits.loss(task, model, batch)
+        loss, count, *own = result
         terms = dict(own[0]) if own else {}
         if undeclared := terms.keys() - {*task.loss_terms}:
             raise undeclared_terms(task, undeclared)
-        return loss, count, {**terms, **self.of_batch(model, batch)}
+        return loss, count, {**terms, **exits, **self.of_batch(model, batch)}
 
     def of_batch(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The terms of `TrainConfig.loss_terms` for a batch."""
