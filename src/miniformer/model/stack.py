@@ -167,12 +167,12 @@ class Stack(nn.Module):
             x = out
         if stop is not None:
             return x
-        out = self.final_norm(x)
+        features: Tensor = self.final_norm(x)
         if recorder is not None:
-            recorder.finish(out, self.layers)
+            recorder.finish(features, self.layers)
         if cache is not None:
             cache.end_pass()
-        return out
+        return features
 
     def _check_layers(self, *layers: int | None) -> None:
         for index in layers:
