@@ -7,12 +7,14 @@
 import json
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
 import miniformer
 
+folder = Path(tempfile.mkdtemp())  # of all that this notebook writes
 THINGS = ["invoice", "ticket", "parcel", "contract", "letter"]
 records = [
     {"input": f"the {thing} {word} {n}", "label": label}
@@ -30,6 +32,7 @@ run = miniformer.train(
     max_epochs=8,
     model_config={"d_model": 32, "n_heads": 4, "n_layers": 2},
     tokenizer="word",
+    work_dir=folder,
     quiet=True,
 )
 run
@@ -38,10 +41,10 @@ run
 # `export` compares the files with the model before it writes them.
 
 # %%
-miniformer.export(run.model, "exported", to="onnx")
+miniformer.export(run.model, folder / "exported", to="onnx")
 
 # %%
-sorted(path.name for path in Path("exported").iterdir())
+sorted(path.name for path in (folder / "exported").iterdir())
 
 # %% [markdown]
 # The server is a command; here it runs beside the notebook.

@@ -8,11 +8,13 @@
 # %%
 import json
 import random
+import tempfile
 from pathlib import Path
 
 import miniformer
 
 random.seed(8)
+folder = Path(tempfile.mkdtemp())  # of all that this notebook writes
 THINGS = {
     "animal": ["the cat", "a horse", "the old dog", "our goat", "a sparrow", "the fox"],
     "tool": ["the saw", "a hammer", "the old drill", "our chisel", "a wrench", "the file"],
@@ -38,17 +40,18 @@ made = miniformer.train(
     lr=3e-3,
     model_config={"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
     tokenizer="word",
+    work_dir=folder,
     quiet=True,
 )
-miniformer.to_hf(made.pipeline, "checkpoint")
-json.loads(Path("checkpoint/config.json").read_text(encoding="utf-8"))
+miniformer.to_hf(made.pipeline, folder / "checkpoint")
+json.loads((folder / "checkpoint/config.json").read_text(encoding="utf-8"))
 
 # %% [markdown]
 # `from_hf` reads the checkpoint, which is now that of a GPT-NeoX. The command is `miniformer import checkpoint imported`.
 
 # %%
-base = miniformer.from_hf("checkpoint")
-base.save("imported")
+base = miniformer.from_hf(folder / "checkpoint")
+base.save(folder / "imported")
 base
 
 # %% [markdown]
@@ -67,9 +70,10 @@ labels = records(60)
 run = miniformer.train(
     labels,
     task="classification",
-    init_from="imported",
+    init_from=folder / "imported",
     max_epochs=10,
     lr=1e-3,
+    work_dir=folder,
     quiet=True,
 )
 run

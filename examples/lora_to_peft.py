@@ -6,12 +6,15 @@
 
 # %%
 import random
+import tempfile
+from pathlib import Path
 
 from safetensors import safe_open
 
 import miniformer
 
 random.seed(6)
+folder = Path(tempfile.mkdtemp())  # of all that this notebook writes
 CARS = ["the engine", "the gearbox", "the screen", "the battery", "the seat", "the radio"]
 HOTELS = ["the room", "the breakfast", "the pool", "the bed", "the staff", "the view"]
 WORDS = {
@@ -32,7 +35,7 @@ def remarks(kind, count):
 
 cars, hotels = list(remarks("car", 200)), list(remarks("hotel", 160))
 texts = [record["input"] for record in cars + hotels]
-miniformer.Tokenizer.train("word", texts).save("words")
+miniformer.Tokenizer.train("word", texts).save(folder / "words.json")
 made = miniformer.train(
     cars,
     task="classification",
@@ -42,18 +45,19 @@ made = miniformer.train(
         "activation": "swiglu", "bias": False, "causal": True, "pooling": "last",
     },
     wide_head="off",
-    tokenizer="words",
+    tokenizer=folder / "words.json",
+    work_dir=folder,
     quiet=True,
 )  # fmt: skip
-miniformer.to_hf(made.pipeline, "checkpoint")
+miniformer.to_hf(made.pipeline, folder / "checkpoint")
 
 # %% [markdown]
 # `from_hf` reads a checkpoint of a published family; here it is a Llama with a head for two classes, which knows remarks about
 # cars.
 
 # %%
-base = miniformer.from_hf("checkpoint")
-base.save("imported")
+base = miniformer.from_hf(folder / "checkpoint")
+base.save(folder / "imported")
 base
 
 # %% [markdown]
@@ -63,11 +67,12 @@ base
 run = miniformer.train(
     hotels,
     task="classification",
-    init_from="imported",
+    init_from=folder / "imported",
     adapter="lora",
     adapter_config={"r": 4},
     max_epochs=6,
     lr=3e-3,
+    work_dir=folder,
     quiet=True,
 )
 run
@@ -77,10 +82,10 @@ run
 # "for-peft")`. The way back is `load` with this folder on the imported base.
 
 # %%
-miniformer.export(run.model, "for-peft", to="peft")
-with safe_open("for-peft/adapter_model.safetensors", "pt") as file:
+miniformer.export(run.model, folder / "for-peft", to="peft")
+with safe_open(folder / "for-peft/adapter_model.safetensors", "pt") as file:
     print(*sorted(file.keys())[:3], sep="\n")
-back = miniformer.load("imported", adapter="for-peft")
+back = miniformer.load(folder / "imported", adapter=folder / "for-peft")
 back
 
 # %%

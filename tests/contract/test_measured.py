@@ -50,3 +50,9 @@ def test_numbers_of_readme_outside_of_the_table_have_a_link():
     for line in text.splitlines():
         if re.search(r"\d\s?(tokens/s|records/s|MB/s|times faster|x faster)\b", line):
             assert "](" in line or "benchmarks" in line, line
+
+
+def test_readme_counts_the_families():
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `\w+` \|", page, re.MULTILINE)
+    assert f"| published families | [{len(rows)}, in both directions]" in README
