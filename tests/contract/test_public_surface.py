@@ -60,8 +60,7 @@ TRAIN_FIELDS = {
     "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt", "val_share",
     "folds", "fold", "threads", "input_field", "label_field", "text_field", "input_separator",
     "columns", "delimiter", "quoting", "encoding", "wide_head", "callbacks", "transforms",
-    "adapter", "adapter_config", "base_weights",
-    "loss_terms", "early_exit",
+    "adapter", "adapter_config", "base_weights", "quantize_aware", "loss_terms", "early_exit",
 }  # fmt: skip
 WEIGHTS = {
     "embedding.weight", "final_norm.weight", "final_norm.bias", "head.weight",

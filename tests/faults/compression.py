@@ -76,10 +76,11 @@ def quantize_changes_the_given_model(original):
 def quantized_models_are_rounded_again(original):
     """A quantized model is taken."""
 
-    def check_model(model):
+    def check_model(model, to):
         storage, model.weight_storage = model.weight_storage, {}
-        original(model)
+        result = original(model, to)
         model.weight_storage = storage
+        return result
 
     return check_model
 
@@ -192,3 +193,46 @@ def options_with_names_of_the_file_are_lost(original):
         return original(model, weights, types)
 
     return encode_weights
+
+
+@fault("miniformer.compression.aware:round_through")
+def aware_training_has_no_gradient(original):
+    """Rounding has the gradient of a constant."""
+    return lambda weight, bits: original(weight.detach(), bits)
+
+
+@fault("miniformer.compression.aware:RoundedWeight.effective_weight")
+def aware_evaluation_has_float_weights(original):
+    """Weights are rounded in training only."""
+    return lambda self: original(self) if self.training else self.weight
+
+
+@fault("miniformer.compression.aware:chosen_types")
+def aware_training_rounds_the_layers_only(original):
+    """Embeddings and heads stay float."""
+
+    def chosen_types(model, to):
+        types, unchanged = original(model, to)
+        return {name: item for name, item in types.items() if "layers." in name}, unchanged
+
+    return chosen_types
+
+
+@fault("miniformer.compression.budget:ladder")
+def budget_raises_the_least_sensitive_first(original):
+    """The least sensitive matrices get more bits first."""
+    return lambda types, sensitivities: original(
+        types, {name: -value for name, value in sensitivities.items()}
+    )
+
+
+@fault("miniformer.compression.budget:fewest_steps")
+def budget_is_exceeded_by_a_step(original):
+    """The last matrix that needs more bits does not get them."""
+    return lambda most, holds: max(0, original(most, holds) - 1)
+
+
+@fault("miniformer.compression.budget:check_other_data")
+def budget_holds_on_calibration_records(original):
+    """The data of the budget may be that of calibration."""
+    return lambda data, calibrate: None

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from miniformer.checkpoint.stored_types import Integers
 from miniformer.compression.calibration_data import CalibrationData, input_moments
 from miniformer.compression.gptq import round_matrix
-from miniformer.compression.weights import Types, named_matrices
+from miniformer.compression.weights import Types, named_matrices, nearest
 from miniformer.model.matrices import WeightMatrix, layer_of
 
 
@@ -53,11 +52,6 @@ def is_calibrated(matrix: WeightMatrix) -> bool:
     """True of linear layers within the layers, whose inputs are known."""
     is_linear = isinstance(matrix.module, nn.Linear) and matrix.parameter is not None
     return is_linear and matrix.index is None and matrix.layer is not None
-
-
-def nearest(weight: Tensor, bits: int) -> Tensor:
-    """The weights of the nearest integers, float32 [O, I]."""
-    return Integers.decode(Integers.encode(weight, bits=bits), bits=bits)
 
 
 def _set_weight(matrix: WeightMatrix, weight: Tensor) -> None:

@@ -38,6 +38,13 @@ def add_arguments(parser: Any) -> None:
         default=None,
         help="labeled records; their loss before and after is printed",
     )
+    parser.add_argument(
+        "--budget",
+        type=str | None,
+        default=None,
+        help="largest increase of the loss on --data, such as 0.5%%; single matrices get more bits "
+        "until it holds",
+    )
 
 
 def run(values: dict[str, Any]) -> int:

@@ -15,12 +15,22 @@ import torch
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, get_model_kind
 from miniformer.checkpoint.directory import atomic_model_directory, require_empty
 from miniformer.checkpoint.pipeline import Pipeline, load
+from miniformer.compression.budget import (
+    MatrixRow,
+    check_other_data,
+    hold_budget,
+    model_loss,
+    parse_budget,
+    render_table,
+)
 from miniformer.compression.weights import Types, check_type, named_matrices, storage_types
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 from miniformer.model.config_file import read_config
+from miniformer.model.transforms import merge_transforms
 
 METHODS = ("gptq", "none")
+_AWARE = "quantize_aware"  # the transform of `aware.py`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Quantized:
         unchanged: names of matrices and embeddings that stay as they are.
         num_bytes: of the weights before and after, in `model.safetensors`.
         losses: on the data before and after; None: without data.
+        table: with a budget, the matrices with their bits and sensitivities.
     """
 
     directory: Path
@@ -42,6 +53,7 @@ class Quantized:
     unchanged: tuple[str, ...]
     num_bytes: tuple[int, int]
     losses: tuple[float, float] | None = None
+    table: tuple[MatrixRow, ...] = ()
 
     def __str__(self) -> str:
         before, after = self.num_bytes
@@ -58,6 +70,8 @@ class Quantized:
             first, second = self.losses
             change = 100 * (second / first - 1)
             lines.append(f"loss: {first:.5f} before, {second:.5f} after ({change:+.3f} %)")
+        if self.table:
+            lines.append(render_table(self.table))
         return "\n".join(lines)
 
 
@@ -69,6 +83,7 @@ def quantize(
     calibrate: Any = None,
     method: str | None = None,
     data: Any = None,
+    budget: str | float | None = None,
 ) -> Quantized:
     """Writes a model directory whose matrices have fewer bits; `load` reads it as any other.
 
@@ -80,11 +95,13 @@ def quantize(
             files or a list of dicts, at least 32; None: each weight is rounded to the nearest one.
         method: gptq, the default with `calibrate`, or none, the default without.
         data: labeled records; their loss is computed before and after.
+        budget: the largest relative increase of the loss on `data`, "0.5%" or 0.005: matrices get
+            more bits until it holds; None: all have those of `to`.
 
     Raises:
         UserError: the type is unknown, the model is quantized already, has transforms or weights
             that are not finite or too large, or no matrix fits; calibration records are too few or
-            of another task; or `out` is not empty.
+            of another task; no matrix can have fewer bits within the budget; or `out` is not empty.
     """
     check_type(to)
     out = Path(out)
@@ -96,17 +113,33 @@ def quantize(
         if value is not None and pipeline is None:
             raise UserError(f"{name} needs a model with its task: a Pipeline or its directory")
     _check_calibration(to, calibrate, method)
-    _check_model(original)
-    types, unchanged = storage_types(original, to)
-    first_loss = None if pipeline is None or data is None else _loss(pipeline, data)
-    if pipeline is None or calibrate is None:
-        stored = _with_types(original, types, to)
-    else:
+    limit = None if budget is None else parse_budget(budget)
+    if limit is not None and data is None:
+        raise UserError("budget needs data: labeled records on which it has to hold")
+    if limit is not None and calibrate is not None:
+        check_other_data(data, calibrate)
+    aware = _check_model(original, to)
+    if aware and calibrate is not None:
+        raise UserError(
+            "calibrate would change weights that were trained as integers; leave it out"
+        )
+    types, unchanged = _stored_types(original, to, aware)
+    first_loss = None if pipeline is None or data is None else model_loss(pipeline, original, data)
+    if aware:
+        original = merge_transforms(original)
+    calibrated, table = None, list[MatrixRow]()
+    if pipeline is not None and calibrate is not None:
         from miniformer.compression.calibration import calibrated_model
         from miniformer.compression.calibration_data import CalibrationData
 
-        stored = calibrated_model(original, types, CalibrationData(pipeline, calibrate))
+        calibrated = calibrated_model(original, types, CalibrationData(pipeline, calibrate))
+    if pipeline is not None and limit is not None:
+        lowest = types
+        stored, types, table = hold_budget(pipeline, calibrated, types, data, limit)
+        unchanged += [name for name in lowest if name not in types]
         stored.weight_storage = types
+    else:
+        stored = _with_types(original if calibrated is None else calibrated, types, to)
     if pipeline is None:
         with atomic_model_directory(out) as folder:
             stored.save_pretrained(folder)
@@ -117,7 +150,8 @@ def quantize(
         result.save(out)
     losses = None
     if first_loss is not None and data is not None:
-        losses = first_loss, _loss(load(out), data)
+        written = load(out)
+        losses = first_loss, model_loss(written, written.model, data)
     sizes = {name: matrix.weight.numel() for name, matrix in named_matrices(original).items()}
     return Quantized(
         directory=out,
@@ -131,6 +165,7 @@ def quantize(
             (out / "model.safetensors").stat().st_size,
         ),
         losses=losses,
+        table=tuple(table),
     )  # fmt: skip
 
 
@@ -171,19 +206,39 @@ def _read(model: Any) -> Any:
     return MODEL_CLASSES[get_model_kind(directory, architecture)].from_pretrained(directory)
 
 
-def _check_model(model: Any) -> None:
+def _check_model(model: Any, to: str) -> bool:
+    """Checks a model; returns whether it was trained with the rounding of `to`.
+
+    Raises:
+        UserError: the model is quantized already, has transforms, or was trained for another type.
+    """
     if model.weight_storage:
         kinds = sorted({str(item["type"]) for item in model.weight_storage.values()})
         raise UserError(
             f"the model is quantized already ({', '.join(kinds)}); weights are not rounded twice: "
             "quantize the model that it was made of"
         )
+    if trained := [item.get("to") for item in model.transforms if item["type"] == _AWARE]:
+        if trained[0] != to:
+            raise UserError(
+                f"the model was trained as {trained[0]} (quantize_aware); use to={trained[0]}"
+            )
+        if len(trained) == len(model.transforms):
+            return True
     if model.transforms:
         names = ", ".join(item["type"] for item in model.transforms)
         raise UserError(
             f"the model has transforms ({names}); merge them first: miniformer.merge_transforms"
         )
+    return False
 
 
-def _loss(pipeline: Pipeline, data: Any) -> float:
-    return float(pipeline.evaluate(data, num_resamples=0).metrics["loss"])
+def _stored_types(model: Any, to: str, aware: bool) -> tuple[Types, list[str]]:
+    """See `storage_types`; of a model that was trained as integers, those of its training."""
+    types, unchanged = storage_types(model, to)
+    if not aware:
+        return types, unchanged
+    from miniformer.compression.aware import trained_types
+
+    trained = trained_types(model)
+    return trained, [*unchanged, *(name for name in types if name not in trained)]

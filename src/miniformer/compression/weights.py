@@ -13,11 +13,13 @@ heads, and in int8 and int4 a matrix whose number of inputs is no multiple of 32
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from miniformer.checkpoint.stored_types import GROUP
+from miniformer import registry
+from miniformer.checkpoint.stored_types import GROUP, Integers
 from miniformer.config import UserError
 from miniformer.model.matrices import WeightMatrix, named_components, weight_matrices
 
@@ -45,10 +47,20 @@ def storage_types(model: nn.Module, to: str) -> tuple[Types, list[str]]:
     Raises:
         UserError: no matrix fits, or one has weights that the type cannot hold.
     """
+    for name, matrix in named_matrices(model).items():
+        _check_weight(name, matrix.weight.detach(), to)
+    return chosen_types(model, to)
+
+
+def chosen_types(model: nn.Module, to: str) -> tuple[Types, list[str]]:
+    """`storage_types` by names and shapes alone, also of a model without values.
+
+    Raises:
+        UserError: no matrix fits.
+    """
     types: Types = {}
     unchanged = []
     for name, matrix in named_matrices(model).items():
-        _check_weight(name, matrix.weight.detach(), to)
         if not _is_stored(model, name, matrix, to):
             unchanged.append(name)
         elif to in ("bf16", "fp16"):
@@ -61,6 +73,19 @@ def storage_types(model: nn.Module, to: str) -> tuple[Types, list[str]]:
             f"no matrix has a multiple of {GROUP} inputs, which {to} needs; use bf16 or fp16"
         )
     return types, unchanged
+
+
+def nearest(weight: Tensor, bits: int) -> Tensor:
+    """The weights of the nearest integers, float32 [O, I]."""
+    return Integers.decode(Integers.encode(weight, bits=bits), bits=bits)
+
+
+def rounded_weight(weight: Tensor, item: Mapping[str, Any]) -> Tensor:
+    """The weights that a stored type holds, float32 [O, I]."""
+    storage, options = registry.get("weight_storage", item["type"]), dict(item)
+    del options["type"]
+    decoded: Tensor = storage.decode(storage.encode(weight, **options), **options)
+    return decoded.float()
 
 
 def named_matrices(model: nn.Module) -> dict[str, WeightMatrix]:

@@ -140,6 +140,8 @@ class ModelSettings(StrictConfig):
         adapter_config: options of the adapter, such as {"r": 8, "targets": "all-linear"}.
         base_weights: int8 or int4: integers in place of the matrices of the adapter's base, with a
             scale for each 32 weights of a row (QLoRA); null: as they are.
+        quantize_aware: int8 or int4: trains the weights that `miniformer quantize` stores in this
+            type, see docs/compression.md; null: as they are.
     """
 
     heading: ClassVar[str] = "model"
@@ -154,9 +156,14 @@ class ModelSettings(StrictConfig):
     adapter: str | None = option(None, choices=ADAPTERS)
     adapter_config: dict[str, Any] = option({})
     base_weights: str | None = option(None, choices=("int8", "int4"))
+    quantize_aware: str | None = option(None, choices=("int8", "int4"))
 
     def all_transforms(self) -> list[str | dict[str, Any]]:
-        """Transforms of the run, the last of which is its adapter."""
+        """Transforms of the run, the last of which is its adapter or its rounding."""
+        if self.quantize_aware is not None:
+            rounding = {"type": "quantize_aware", "to": self.quantize_aware}
+            # A base that was trained so has it already.
+            return [*self.transforms, *([] if rounding in self.transforms else [rounding])]
         if self.adapter is None:
             return self.transforms
         own = {"type": "adapter", "method": self.adapter, **self.adapter_config}
@@ -186,6 +193,16 @@ class ModelSettings(StrictConfig):
             problems.append("base_weights needs adapter, since the base is frozen")
         if self.adapter is not None and self.init_from is None:
             problems.append("adapter needs init_from, the model directory of its base")
+        if self.quantize_aware is not None and self.adapter is not None:
+            problems.append(
+                "quantize_aware trains all weights and adapter a few; leave one out (base_weights "
+                "is for a base of integers)"
+            )
+        if self.pretrain is not None and self.quantize_aware is not None:
+            problems.append(
+                "pretrain and quantize_aware exclude each other: pretrain in another run, then set "
+                "init_from"
+            )
         if self.pretrain is not None and self.transforms:
             problems.append(
                 "pretrain and transforms exclude each other: pretrain in a run of its own, then "

@@ -205,6 +205,7 @@ KINDS: dict[str, Kind] = {
         "(model, **options) -> model",
         {
             "adapter": "miniformer.adapters.api:adapter",
+            "quantize_aware": "miniformer.compression.aware:quantize_aware",
             "quantized_base": "miniformer.adapters.base.quantized:quantized_base",
         },
     ),

@@ -50,7 +50,7 @@ _FOLDER_SETTINGS = (
 # Settings of a new model.
 _MODEL_SETTINGS = (
     "task", "task_config", "model", "model_config", "model_size", "init_from", "tokenizer",
-    "source_tokenizer", "transforms", "wide_head",
+    "source_tokenizer", "transforms", "quantize_aware", "wide_head",
 )  # fmt: skip
 
 

@@ -220,6 +220,7 @@ ELSEWHERE = {
     "adapter": "needs a base; tests/e2e/test_adapters.py",
     "adapter_config": "needs a base; tests/e2e/test_adapters.py",
     "base_weights": "needs a base; tests/e2e/test_adapters.py",
+    "quantize_aware": "tests/unit/compression/test_aware.py",
     "batch_order": "none is built in; tests/e2e/test_data_plugins.py",
     "loss_terms": "none is built in; tests/e2e/test_loss_terms.py",
     "early_exit": "needs two layers; tests/unit/training/loss/test_exits.py",
