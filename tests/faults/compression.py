@@ -37,10 +37,10 @@ def four_bits_are_rounded_once(original):
     """The form of weights of 4 bits is that of the first rounding."""
     from miniformer.checkpoint import stored_types
 
-    def encode(weight, bits):
+    def encode(weight, bits, group=32):
         if bits == 8:
-            return original(weight, bits)
-        groups = weight.detach().float().reshape(len(weight), -1, 32)
+            return original(weight, bits, group)
+        groups = weight.detach().float().reshape(len(weight), -1, group)
         values, scales = stored_types._round4(groups)
         pairs = (values + 8).to(torch.uint8).flatten(1)
         return {"values": pairs[:, ::2] | pairs[:, 1::2] << 4, "scales": scales[..., 0]}
@@ -52,8 +52,8 @@ def four_bits_are_rounded_once(original):
 def embeddings_of_int4_have_four_bits(original):
     """All matrices of int4 have 4 bits."""
 
-    def storage_types(model, to):
-        types, unchanged = original(model, to)
+    def storage_types(model, to, group=32):
+        types, unchanged = original(model, to, group)
         if to == "int4":
             types = {name: {**item, "bits": 4} for name, item in types.items()}
         return types, unchanged
@@ -176,8 +176,12 @@ def moments_are_of_another_matrix(original):
 @fault("miniformer.checkpoint.stored_types:Integers.shape")
 def sizes_of_stored_tensors_are_not_checked(original):
     """A type does not say the size of a matrix before it is decoded."""
-    return lambda tensors, bits: original({**tensors, "values": tensors["values"][:32],
-                                           "scales": tensors["scales"][:32]}, bits)  # fmt: skip
+
+    def shape(tensors, bits, group=32):
+        first = {name: tensor[:32] for name, tensor in tensors.items()}
+        return original(first, bits, group)
+
+    return shape
 
 
 @fault("miniformer.model.weight_storage:encode_weights")
@@ -211,8 +215,8 @@ def aware_evaluation_has_float_weights(original):
 def aware_training_rounds_the_layers_only(original):
     """Embeddings and heads stay float."""
 
-    def chosen_types(model, to):
-        types, unchanged = original(model, to)
+    def chosen_types(model, to, group=32):
+        types, unchanged = original(model, to, group)
         return {name: item for name, item in types.items() if "layers." in name}, unchanged
 
     return chosen_types
@@ -236,3 +240,9 @@ def budget_is_exceeded_by_a_step(original):
 def budget_holds_on_calibration_records(original):
     """The data of the budget may be that of calibration."""
     return lambda data, calibrate: None
+
+
+@fault("miniformer.compression.quantize:storage_types")
+def groups_are_always_of_32(original):
+    """All matrices have groups of 32."""
+    return lambda model, to, group=32: original(model, to, 32)

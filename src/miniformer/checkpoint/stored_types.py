@@ -1,4 +1,4 @@
-"""Stored types of matrices: integers with a scale for 32 weights of a row, and short floats.
+"""Stored types of matrices: integers with a scale for a group of weights of a row, short floats.
 
 Scales have 17 significant bits, so the product with an integer of 8 bits is exact in float32. So
 rounding a decoded matrix again in the same groups (by the decoding kernels, a quantized base or a
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-GROUP = 32  # columns per scale, as in the decoding kernels
+GROUP = 32  # columns per scale of the decoding kernels, and the default
 _LARGEST = 127
 _DROPPED_BITS = 7  # of the 24 significant bits of a scale
 _SMALLEST_SCALE = 2.0**-100  # below it weights are zero; products stay exact far above denormals
@@ -22,21 +22,22 @@ _FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Integers:
-    """The type `integers`: 8 or 4 bits."""
+    """The type `integers`: 8 or 4 bits, with a scale for `group` weights of a row, G below."""
 
     @staticmethod
-    def encode(weight: Tensor, bits: int) -> dict[str, Tensor]:
+    def encode(weight: Tensor, bits: int, group: int = GROUP) -> dict[str, Tensor]:
         """Rounds a matrix.
 
         Args:
-            weight: [O, I]; I is a multiple of 32.
+            weight: [O, I]; I is a multiple of G.
             bits: 8 or 4.
+            group: G, a multiple of 32.
 
         Returns:
-            `scales`, float32 [O, I / 32]; `values`, int8 [O, I], or for 4 bits uint8 [O, I / 2]:
+            `scales`, float32 [O, I / G]; `values`, int8 [O, I], or for 4 bits uint8 [O, I / 2]:
             the integers + 8 of 2 columns, the first one in the low bits.
         """
-        groups = weight.detach().float().reshape(len(weight), -1, GROUP)
+        groups = weight.detach().float().reshape(len(weight), -1, group)
         if bits == 8:
             values, scales = _round8(groups)
             return {"values": values.to(torch.int8).flatten(1), "scales": scales[..., 0]}
@@ -47,39 +48,42 @@ class Integers:
         return {"values": pairs[:, ::2] | pairs[:, 1::2] << 4, "scales": scales[..., 0]}
 
     @staticmethod
-    def shape(tensors: dict[str, Tensor], bits: int) -> tuple[int, int]:
+    def shape(tensors: dict[str, Tensor], bits: int, group: int = GROUP) -> tuple[int, int]:
         """The shape of the matrix, (O, I).
 
         Raises:
-            ValueError: the tensors have other types or shapes than those of `encode`.
+            ValueError: an option is invalid, or the tensors have other types or shapes than those
+                of `encode`.
         """
         values, scales = tensors["values"], tensors["scales"]
         expected = {8: torch.int8, 4: torch.uint8}.get(bits)
         if expected is None:
             raise ValueError(f"bits must be 8 or 4, not {bits!r}")
+        if type(group) is not int or group < GROUP or group % GROUP:
+            raise ValueError(f"group must be a multiple of {GROUP}, not {group!r}")
         if (values.dtype, scales.dtype) != (expected, torch.float32):
             raise ValueError(f"values are {values.dtype} and scales {scales.dtype}")
-        per_group = GROUP * bits // 8
+        per_group = group * bits // 8
         if values.dim() != 2 or scales.dim() != 2 or values.shape != (
             scales.shape[0], scales.shape[1] * per_group
         ):  # fmt: skip
             raise ValueError(
                 f"values {tuple(values.shape)} do not fit scales {tuple(scales.shape)}"
             )
-        return scales.shape[0], scales.shape[1] * GROUP
+        return scales.shape[0], scales.shape[1] * group
 
     @classmethod
-    def decode(cls, tensors: dict[str, Tensor], bits: int) -> Tensor:
+    def decode(cls, tensors: dict[str, Tensor], bits: int, group: int = GROUP) -> Tensor:
         """The matrix, float32 [O, I]; the inverse of `encode`.
 
         Raises:
             ValueError: the tensors have other types or shapes than those of `encode`.
         """
-        cls.shape(tensors, bits)
+        cls.shape(tensors, bits, group)
         values, scales = tensors["values"], tensors["scales"]
         if bits == 4:
             values = torch.stack((values & 15, values >> 4), 2).flatten(1).to(torch.int8) - 8
-        groups = values.float().view(*scales.shape, GROUP)
+        groups = values.float().view(*scales.shape, group)
         weight: Tensor = groups.mul_(scales[..., None]).flatten(1)
         return weight
 
@@ -115,7 +119,7 @@ def candidate_scales(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Scales that are tried for groups of weights.
 
     Args:
-        groups: float32 [..., 32].
+        groups: float32 [..., G].
         bits: 8 or 4.
 
     Returns:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from miniformer.compression.weights import Types, chosen_types, named_matrices, nearest
+from miniformer.checkpoint.stored_types import Integers
+from miniformer.compression.weights import Types, chosen_types, named_matrices
 from miniformer.config import UserError
 from miniformer.model.head import Head
 
@@ -60,7 +61,7 @@ class RoundedHead(RoundedWeight, Head):
 class _RoundThrough(Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bits: int) -> Tensor:
-        return nearest(weight, bits).to(weight.dtype)
+        return Integers.decode(Integers.encode(weight, bits), bits).to(weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from miniformer.compression.calibration_data import CalibrationData, input_moments
 from miniformer.compression.gptq import round_matrix
-from miniformer.compression.weights import Types, named_matrices, nearest
+from miniformer.compression.weights import Types, named_matrices, rounded_weight
 from miniformer.model.matrices import WeightMatrix, layer_of
 
 
@@ -34,16 +34,16 @@ def calibrated_model(model: Any, types: Types, data: CalibrationData) -> Any:
         if layer is not None and is_calibrated(matrices[name]):
             layers.setdefault(layer, {})[name] = matrices[name]
         else:
-            _set_weight(matrices[name], nearest(matrices[name].weight, types[name]["bits"]))
+            _set_weight(matrices[name], rounded_weight(matrices[name].weight, types[name]))
     for members in layers.values():
         modules = {name: matrix.module for name, matrix in members.items()}
         moments = input_moments(result, modules, data)
         for name, matrix in members.items():
-            bits = types[name]["bits"]
+            options = {key: value for key, value in types[name].items() if key != "type"}
             if name in moments:
-                rounded = round_matrix(matrix.weight, moments.pop(name), bits)
+                rounded = round_matrix(matrix.weight, moments.pop(name), **options)
             else:  # it has no inputs
-                rounded = nearest(matrix.weight, bits)
+                rounded = rounded_weight(matrix.weight, types[name])
             _set_weight(matrix, rounded)
     return result
 

@@ -194,7 +194,7 @@ def _embed_or_end(model: Any, batch: Batch) -> Tensor:
     try:
         return embed_batch(model, batch)
     except EndBatch:
-        return next(iter(model.parameters())).new_zeros(len(batch["inputs"]), 1)
+        return torch.zeros(len(batch["inputs"]), 1)
 
 
 def _batches(pipeline: Pipeline, records: Records) -> Iterator[Batch]:

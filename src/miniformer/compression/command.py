@@ -20,6 +20,13 @@ def add_arguments(parser: Any) -> None:
         help="int8, int4 (embeddings and the head of a vocabulary int8), bf16 or fp16",
     )
     parser.add_argument(
+        "--group",
+        type=str,
+        default="32",
+        help="of int8 and int4: weights of a row with one scale: 32, 64, 128 or channel, a whole "
+        "row; the decoding kernels read groups of 32",
+    )
+    parser.add_argument(
         "--calibrate",
         type=str | None,
         default=None,

@@ -6,10 +6,10 @@ columns that are not rounded yet, so that the outputs of the calibration inputs 
     H = X^T X + damping        U = upper Cholesky factor of H^-1
     error_j = (w_j - q_j) / U_jj        w_k -= error_j U_jk   for k > j
 
-A group of 32 columns gets the scale of the least sum of error_j^2, of the candidates of `integers`.
+A group of columns gets the scale of the least sum of error_j^2, of the candidates of `integers`.
 Each group has a weight at the end of the range of integers, since storing finds the scale by it.
 
-Letters: O outputs, I inputs, C candidates.
+Letters: O outputs, I inputs, C candidates, G columns of a group.
 """
 
 from __future__ import annotations
@@ -20,26 +20,35 @@ from torch import Tensor
 from miniformer.checkpoint.stored_types import GROUP, candidate_scales, integer_range
 
 DAMPING = 0.01  # share of the mean of the diagonal of H that is added to it
+_MOST_WEIGHTS = 2**18  # of a group of columns, whose rows are rounded at once
 
 
-def round_matrix(weight: Tensor, hessian: Tensor, bits: int) -> Tensor:
-    """Rounds a matrix to integers with a scale for 32 weights of a row.
+def round_matrix(weight: Tensor, hessian: Tensor, bits: int, group: int = GROUP) -> Tensor:
+    """Rounds a matrix to integers with a scale for each group of weights of a row.
 
     Args:
-        weight: [O, I]; I is a multiple of 32.
+        weight: [O, I]; I is a multiple of G.
         hessian: X^T X of its inputs X, float64 [I, I].
         bits: 8 or 4.
+        group: G.
 
     Returns:
         The rounded weights, float32 [O, I], which `Integers` stores without an error.
     """
     factor = inverse_factor(hessian)
-    remaining, rounded = weight.detach().double().clone(), torch.empty_like(weight, dtype=float)
-    for first in range(0, weight.shape[1], GROUP):
-        stop = first + GROUP
-        values, errors = _round_group(
-            remaining[:, first:stop], factor[first:stop, first:stop], bits
-        )
+    rows = max(1, _MOST_WEIGHTS // group)  # at once: each has a copy for each candidate
+    parts = [_round_rows(part, factor, bits, group) for part in weight.detach().split(rows)]
+    return torch.cat(parts)
+
+
+def _round_rows(weight: Tensor, factor: Tensor, bits: int, group: int) -> Tensor:
+    """`round_matrix` of some rows, float32 [O, I]."""
+    remaining, rounded = weight.double(), torch.empty_like(weight, dtype=torch.float64)
+    remaining = remaining.clone()
+    for first in range(0, weight.shape[1], group):
+        stop = first + group
+        part = factor[first:stop, first:stop]
+        values, errors = _round_group(remaining[:, first:stop], part, bits)
         rounded[:, first:stop] = values
         remaining[:, stop:] -= errors @ factor[first:stop, stop:]
     return rounded.float()
@@ -56,25 +65,25 @@ def inverse_factor(hessian: Tensor) -> Tensor:
 
 
 def _round_group(weight: Tensor, factor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Rounds a group of columns, [O, 32], with the candidate of the least loss for each row.
+    """Rounds a group of columns, [O, G], with the candidate of the least loss for each row.
 
     Returns:
-        Rounded weights and errors, float64 [O, 32].
+        Rounded weights and errors, float64 [O, G].
     """
     low, high, end = integer_range(bits)
     scales, ends = candidate_scales(weight.float(), bits)  # [C, O, 1] and [C]
     scales = scales.double()
     extreme = weight.abs().argmax(1)
-    columns = torch.arange(GROUP, device=weight.device)
-    at_extreme = columns == extreme[:, None]  # [O, 32]
+    columns = torch.arange(weight.shape[1], device=weight.device)
+    at_extreme = columns == extreme[:, None]  # [O, G]
     # Twice: with the extreme rounded as the others, and at the end of the range.
     is_fixed = torch.tensor([False, True], device=weight.device)[:, None, None]  # [2, 1, 1]
-    remaining = weight.expand(2, len(scales), *weight.shape).clone()  # [2, C, O, 32]
+    remaining = weight.expand(2, len(scales), *weight.shape).clone()  # [2, C, O, G]
     values, errors = torch.empty_like(remaining), torch.empty_like(remaining)
     divisor = torch.where(scales == 0, torch.inf, scales)[..., 0]
     signs = torch.sign(weight.gather(1, extreme[:, None]))[:, 0] if bits == 8 else 1.0
     fixed_value = ends[:, None] * signs  # [C, O] or [C, 1]
-    for column in range(GROUP):
+    for column in range(weight.shape[1]):
         current = remaining[..., column]
         value = (current / divisor).round().clamp(low, high)
         value = torch.where(is_fixed & at_extreme[:, column], fixed_value, value)

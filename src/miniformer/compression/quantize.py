@@ -15,6 +15,7 @@ import torch
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, get_model_kind
 from miniformer.checkpoint.directory import atomic_model_directory, require_empty
 from miniformer.checkpoint.pipeline import Pipeline, load
+from miniformer.checkpoint.stored_types import GROUP
 from miniformer.compression.budget import (
     MatrixRow,
     check_other_data,
@@ -23,7 +24,13 @@ from miniformer.compression.budget import (
     parse_budget,
     render_table,
 )
-from miniformer.compression.weights import Types, check_type, named_matrices, storage_types
+from miniformer.compression.weights import (
+    Types,
+    check_group,
+    check_type,
+    named_matrices,
+    storage_types,
+)
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 from miniformer.model.config_file import read_config
@@ -45,6 +52,7 @@ class Quantized:
         num_bytes: of the weights before and after, in `model.safetensors`.
         losses: on the data before and after; None: without data.
         table: with a budget, the matrices with their bits and sensitivities.
+        narrow: matrices with groups of 32, since the group that was asked for does not divide.
     """
 
     directory: Path
@@ -54,6 +62,7 @@ class Quantized:
     num_bytes: tuple[int, int]
     losses: tuple[float, float] | None = None
     table: tuple[MatrixRow, ...] = ()
+    narrow: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         before, after = self.num_bytes
@@ -64,8 +73,11 @@ class Quantized:
             f"{self.num_matrices} matrices with {share:.1f} % of the weights have fewer bits",
         ]
         if self.unchanged:
-            more = f" and {len(self.unchanged) - 3} more" if len(self.unchanged) > 3 else ""
-            lines.append(f"as they were: {', '.join(self.unchanged[:3])}{more}")
+            lines.append(f"as they were: {_first_names(self.unchanged)}")
+        if self.narrow:
+            lines.append(
+                f"in groups of {GROUP}, since group does not divide: {_first_names(self.narrow)}"
+            )
         if self.losses is not None:
             first, second = self.losses
             change = 100 * (second / first - 1)
@@ -80,6 +92,7 @@ def quantize(
     out: str | Path,
     *,
     to: str,
+    group: int | str = GROUP,
     calibrate: Any = None,
     method: str | None = None,
     data: Any = None,
@@ -91,6 +104,8 @@ def quantize(
         model: a `Pipeline`, a model, a model directory, or the folder of a run. It is not changed.
         out: the directory to write; it must not exist, or be empty.
         to: int8, int4, bf16 or fp16.
+        group: weights of a row with one scale, for int8 and int4: 32, 64, 128 or channel, a whole
+            row. Matrices whose number of inputs is no multiple of it have groups of 32.
         calibrate: labeled records, such as those of training, by which int8 and int4 are rounded:
             files or a list of dicts, at least 32; None: each weight is rounded to the nearest one.
         method: gptq, the default with `calibrate`, or none, the default without.
@@ -104,7 +119,7 @@ def quantize(
             of another task; no matrix can have fewer bits within the budget; or `out` is not empty.
     """
     check_type(to)
-    out = Path(out)
+    group, out = check_group(group, to), Path(out)
     require_empty(out)
     source = _read(model)
     pipeline = source if isinstance(source, Pipeline) else None
@@ -123,7 +138,9 @@ def quantize(
         raise UserError(
             "calibrate would change weights that were trained as integers; leave it out"
         )
-    types, unchanged = _stored_types(original, to, aware)
+    if aware and group != GROUP:
+        raise UserError(f"the weights were trained in groups of {GROUP}; leave group out")
+    types, unchanged = _stored_types(original, to, group, aware)
     first_loss = None if pipeline is None or data is None else model_loss(pipeline, original, data)
     if aware:
         original = merge_transforms(original)
@@ -166,7 +183,20 @@ def quantize(
         ),
         losses=losses,
         table=tuple(table),
+        narrow=_narrow_groups(types, group),
     )  # fmt: skip
+
+
+def _first_names(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _narrow_groups(types: Types, group: int | str) -> tuple[str, ...]:
+    """Matrices of integers with groups of 32 in place of `group`."""
+    if group in (GROUP, "channel"):
+        return ()
+    return tuple(name for name, item in types.items() if "group" not in item)
 
 
 def _check_calibration(to: str, calibrate: Any, method: str | None) -> None:
@@ -233,9 +263,9 @@ def _check_model(model: Any, to: str) -> bool:
     return False
 
 
-def _stored_types(model: Any, to: str, aware: bool) -> tuple[Types, list[str]]:
+def _stored_types(model: Any, to: str, group: int | str, aware: bool) -> tuple[Types, list[str]]:
     """See `storage_types`; of a model that was trained as integers, those of its training."""
-    types, unchanged = storage_types(model, to)
+    types, unchanged = storage_types(model, to, group)
     if not aware:
         return types, unchanged
     from miniformer.compression.aware import trained_types

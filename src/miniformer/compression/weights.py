@@ -7,7 +7,8 @@
 | bf16, fp16 | bf16, fp16 | bf16, fp16 |
 
 All else stays as it is: norms, biases, positions, types of tokens, heads with `output_dim`, wide
-heads, and in int8 and int4 a matrix whose number of inputs is no multiple of 32.
+heads, and in int8 and int4 a matrix whose number of inputs is no multiple of 32. Another group than
+32 is that of the matrices whose inputs are a multiple of it; `channel` is all inputs.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from miniformer import registry
-from miniformer.checkpoint.stored_types import GROUP, Integers
+from miniformer.checkpoint.stored_types import GROUP
 from miniformer.config import UserError
 from miniformer.model.matrices import WeightMatrix, named_components, weight_matrices
 
 TYPES = ("int8", "int4", "bf16", "fp16")
+GROUPS = (32, 64, 128, "channel")
 Types = dict[str, dict[str, Any]]  # of matrices by name, see `weight_storage`
 _TABLES = ("embedding", "source_embedding")  # last part of the names of embeddings of tokens
 _LARGEST_FP16 = 65504.0
@@ -41,7 +43,21 @@ def check_type(to: str) -> None:
         raise UserError(f"to={to!r} is none of {', '.join(TYPES)}{hint}")
 
 
-def storage_types(model: nn.Module, to: str) -> tuple[Types, list[str]]:
+def check_group(group: int | str, to: str) -> int | str:
+    """Checks a number of weights with one scale; also one in a string.
+
+    Raises:
+        UserError: it is unknown, or `to` has no scales.
+    """
+    value = int(group) if isinstance(group, str) and group.isdecimal() else group
+    if value not in GROUPS or isinstance(value, float | bool):
+        raise UserError(f"group={group!r} is none of {', '.join(map(str, GROUPS))}")
+    if value != GROUP and to not in ("int8", "int4"):
+        raise UserError(f"group is for int8 and int4, and {to} has no scales; leave it out")
+    return value
+
+
+def storage_types(model: nn.Module, to: str, group: int | str = GROUP) -> tuple[Types, list[str]]:
     """The type of each matrix that gets fewer bits, and the names of the others.
 
     Raises:
@@ -49,10 +65,10 @@ def storage_types(model: nn.Module, to: str) -> tuple[Types, list[str]]:
     """
     for name, matrix in named_matrices(model).items():
         _check_weight(name, matrix.weight.detach(), to)
-    return chosen_types(model, to)
+    return chosen_types(model, to, group)
 
 
-def chosen_types(model: nn.Module, to: str) -> tuple[Types, list[str]]:
+def chosen_types(model: nn.Module, to: str, group: int | str = GROUP) -> tuple[Types, list[str]]:
     """`storage_types` by names and shapes alone, also of a model without values.
 
     Raises:
@@ -68,16 +84,15 @@ def chosen_types(model: nn.Module, to: str) -> tuple[Types, list[str]]:
         else:
             bits = 4 if to == "int4" and matrix.layer is not None else 8
             types[name] = {"type": "integers", "bits": bits}
+            width = matrix.weight.shape[-1]
+            size = width if group == "channel" else int(group)
+            if size != GROUP and width % size == 0:
+                types[name]["group"] = size
     if not types:
         raise UserError(
             f"no matrix has a multiple of {GROUP} inputs, which {to} needs; use bf16 or fp16"
         )
     return types, unchanged
-
-
-def nearest(weight: Tensor, bits: int) -> Tensor:
-    """The weights of the nearest integers, float32 [O, I]."""
-    return Integers.decode(Integers.encode(weight, bits=bits), bits=bits)
 
 
 def rounded_weight(weight: Tensor, item: Mapping[str, Any]) -> Tensor:

@@ -107,3 +107,15 @@ def test_rows_of_zeros_and_inputs_that_never_occur(bits):
     moments[5, 5] = 3.0
     rounded = round_matrix(weight, moments, bits)
     assert torch.equal(Integers.decode(Integers.encode(rounded, bits=bits), bits=bits), rounded)
+
+
+def test_larger_groups(inputs):
+    weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(4))
+    moments = inputs.double().T @ inputs.double()
+    rounded = round_matrix(weight, moments, 4, 64)
+    stored = Integers.encode(rounded, bits=4, group=64)
+    assert stored["scales"].shape == (50, 1)
+    assert torch.equal(Integers.decode(stored, bits=4, group=64), rounded)
+    nearest = Integers.decode(Integers.encode(weight, bits=4, group=64), bits=4, group=64)
+    errors = [(inputs @ (x - weight).T).square().sum() for x in (rounded, nearest)]
+    assert errors[0] < 0.6 * errors[1]

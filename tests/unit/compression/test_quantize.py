@@ -240,7 +240,10 @@ def test_what_is_refused(pipelines, tmp_path):
         ("tensors", [3], "not a description of stored weights"),
         ("dtype", "complex128", "dtype 'complex128' is none of"),
         ("dtype", None, "dtype None is none of"),
-        ("group", 64, "cannot be decoded as integers: TypeError"),
+        ("group", 64, "do not fit scales"),
+        ("group", -32, "group must be a multiple of 32, not -32"),
+        ("group", 10**30, "do not fit scales"),
+        ("group", "x", "group must be a multiple of 32, not 'x'"),
     ],
 )
 def test_descriptions_that_lie_are_refused(key, value, message, pipelines, tmp_path):
@@ -266,7 +269,9 @@ def test_sizes_are_checked_before_anything_is_decoded(tmp_path, monkeypatch):
     decoded = []
     decode = Integers.decode
     monkeypatch.setattr(
-        Integers, "decode", lambda parts, bits: decoded.append(parts) or decode(parts, bits)
+        Integers,
+        "decode",
+        lambda parts, **options: decoded.append(parts) or decode(parts, **options),
     )
     message = r"q_proj cannot be decoded as integers: .*it is \(128, 32\).*config \(32, 32\)"
     with pytest.raises(UserError, match=message):
@@ -283,3 +288,37 @@ def test_fuzzing_of_quantized_directories_finds_no_crash():
     outcomes, findings = fuzz.run(100, chosen_seed() or 0, make=fuzz.quantized_directories)
     assert not findings
     assert outcomes["refused"] > 30
+
+
+@pytest.mark.catches("groups_are_always_of_32")
+@pytest.mark.parametrize("to", ["int8", "int4"])
+@pytest.mark.parametrize("group", [64, "128", "channel"])
+def test_larger_groups(group, to, tmp_path):
+    model = tiny_model(d_model=64, d_ff=160, n_layers=1)
+    result = miniformer.quantize(model, tmp_path / "out", to=to, group=group)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    bits = int(to[3:])
+    for name, width in (("attention.q_proj", 64), ("feed_forward.down_proj", 160)):
+        size = width if group == "channel" else int(group)
+        size = size if width % size == 0 else 32
+        scales = stored[f"layers.0.{name}.scales"]
+        assert scales.shape == (64, width // size)
+        weight = model.get_parameter(f"layers.0.{name}.weight").detach()
+        loaded = Transformer.from_pretrained(tmp_path / "out")
+        quantum = scales.abs().repeat_interleave(size, 1)
+        difference = (loaded.get_parameter(f"layers.0.{name}.weight") - weight).abs()
+        assert (difference <= (0.5001 if bits == 8 else 1.3) * quantum).all()
+    narrow = {"channel": 0, 64: 1, "128": len(result.narrow)}[group]
+    assert len(result.narrow) == narrow
+    assert ("in groups of 32, since group does not divide" in str(result)) == bool(narrow)
+    loaded.save_pretrained(tmp_path / "again")
+    for file in ("model.safetensors", "quantization.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_groups_that_are_refused(tmp_path):
+    for group in (0, 48, "row", 32.0, True):
+        with pytest.raises(UserError, match=r"group=.* is none of 32, 64, 128, channel"):
+            miniformer.quantize(tiny_model(**SIZES), tmp_path / "out", to="int8", group=group)
+    with pytest.raises(UserError, match="group is for int8 and int4, and bf16 has no scales"):
+        miniformer.quantize(tiny_model(**SIZES), tmp_path / "out", to="bf16", group=64)
