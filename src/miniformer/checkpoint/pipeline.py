@@ -26,6 +26,7 @@ from miniformer.checkpoint.artifacts import (
 from miniformer.checkpoint.card import render_default_card
 from miniformer.checkpoint.data_settings import StoredDataSettings, read_data_settings
 from miniformer.checkpoint.directory import read_hf_metadata, require_empty, save_directory
+from miniformer.checkpoint.early_exit import read_exit_policy
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.reading.files import DataFiles
 from miniformer.data.reading.records import RecordSequence, as_records
@@ -73,6 +74,8 @@ def load(
     pipeline = Pipeline(model, tokenizer, task=task, generation=generation)
     pipeline.directory, pipeline.hf_metadata = directory, read_hf_metadata(directory)
     pipeline.data_settings = read_data_settings(directory)
+    if (policy := read_exit_policy(directory, model)) is not None:
+        model.exit_policy = policy
     return pipeline
 
 
@@ -124,7 +127,7 @@ class Pipeline:
             prompt: one or more prompts of any lengths; an empty prompt starts a new document.
             processors: functions that change logits; see `miniformer.generation.logits_processors`.
             draft: proposes tokens for speculative decoding: a smaller model's `Pipeline`, "lookup"
-                for prompt lookup, or a `Speculation`.
+                for prompt lookup, "layers:N" for the model's first N layers, or a `Speculation`.
             truncate: truncate prompts that are too long: a source at the end, as training does; a
                 prompt of a causal model at the beginning, so that `max_new_tokens` fit.
             **options: fields of `GenerationConfig` that override those of the model directory.

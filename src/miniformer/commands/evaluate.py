@@ -12,6 +12,7 @@ from miniformer.commands.models import (
     add_field_flags,
     load_pipeline,
     pop_fields,
+    print_exits,
     progress_bar,
     round_numbers,
 )
@@ -75,6 +76,7 @@ def run(values: dict[str, Any]) -> int:
             **fields,
         )
     print(evaluation.to_json() if values["json"] else evaluation)
+    print_exits(pipeline)
     if report is not None:
         evaluation.write_report(report)
         print(f"report: {report}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,13 @@ def pop_fields(values: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in fields.items() if value is not None}
     FieldSettings.from_dict(given)  # reports errors before torch is imported
     return given
+
+
+def print_exits(pipeline: Any) -> None:
+    """Prints the mean number of layers that records used, if the model has early exits."""
+    policy = getattr(pipeline.model, "exit_policy", None)
+    if policy is not None:
+        print(policy, file=sys.stderr)
 
 
 def add_adapter_flag(parser: Any) -> None:

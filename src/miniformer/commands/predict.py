@@ -22,6 +22,7 @@ from miniformer.commands.models import (
     load_adapters,
     load_pipeline,
     pop_fields,
+    print_exits,
     progress_bar,
 )
 from miniformer.commands.outputs import Writer, format_prediction, open_writer
@@ -130,6 +131,7 @@ def run(values: dict[str, Any]) -> int:
             f"miniformer: {num_problems:,} of {done:,} inputs have errors; their lines are null",
             file=sys.stderr,
         )
+    print_exits(pipeline)
     return 2 if num_problems else 0
 
 

@@ -54,7 +54,7 @@ class CalibrationData:
             if isinstance(self.task, EmbeddingTask):
                 self._inputs = [record["input"] for record in records]
             else:
-                self._batches = list(_batches(pipeline, records))
+                self._batches = list(evaluation_batches(pipeline, records))
         except UserError as error:
             raise UserError(f"calibrate: {error} (task {self.task.name})") from None
 
@@ -197,8 +197,8 @@ def _embed_or_end(model: Any, batch: Batch) -> Tensor:
         return torch.zeros(len(batch["inputs"]), 1)
 
 
-def _batches(pipeline: Pipeline, records: Records) -> Iterator[Batch]:
-    """Batches of evaluation, on the CPU."""
+def evaluation_batches(pipeline: Pipeline, records: Records) -> Iterator[Batch]:
+    """Batches of the evaluation of records, on the CPU."""
     task, settings = pipeline.task, pipeline.data_settings.batches()
     tokenizer: Any = pipeline.tokenizer
     seq_len = settings.seq_len or pipeline.model.config.max_seq_len

@@ -26,6 +26,7 @@ from miniformer.model.embedding import (
     make_embedding,
     output_mask,
 )
+from miniformer.model.exit_policy import ExitPolicy
 from miniformer.model.head import Head, pool_segments, pool_sequences
 from miniformer.model.initialization import initialize
 from miniformer.model.ops.linear import effective_weight, embedding_weight
@@ -62,6 +63,7 @@ class Transformer(PretrainedMixin, Stack):
         )
         self.head = Head(config)
         self.wide_head = None if config.wide_head is None else make_wide_head(config)
+        self.exit_policy: ExitPolicy | None = None  # of a loaded classifier
         initialize(self)
 
     def forward(
@@ -198,8 +200,11 @@ class Transformer(PretrainedMixin, Stack):
     ) -> Tensor:
         """Applies the head to pooled vectors: [B, output_dim or vocab_size]; see `forward`.
 
-        In evaluation, a model with `wide_head` adds the outputs of its wide head.
+        In evaluation, a model with `wide_head` adds the outputs of its wide head, and one with
+        `exit_policy` has the outputs of the exit of each record.
         """
+        if self.exit_policy is not None and not self.training:
+            return self.exit_policy.classify(self, inputs, attention_mask, token_types)
         outputs = self.logits(self.embed(inputs, attention_mask, token_types=token_types))
         columns = {"inputs": inputs, "attention_mask": attention_mask, "token_types": token_types}
         return self.add_wide_head(outputs, columns)

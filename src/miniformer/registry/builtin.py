@@ -107,6 +107,10 @@ _COMMANDS = {
         "miniformer.compression.compare_command",
         "size, metric, speed and memory of models beside each other",
     ),
+    "calibrate-exit": (
+        "miniformer.compression.exits.command",
+        "choose when records leave a classifier early",
+    ),
     "serve": ("miniformer.serving.command", "serve models over HTTP, with OpenAI's interface"),
     "export": ("miniformer.exporters.command", "write a model for another program"),
     "export-bench": (

@@ -1,0 +1,64 @@
+"""StoredExit: `early_exit.json` of a model directory, the threshold of a classifier's exits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from miniformer.config import ConfigError, StrictConfig, UserError, option
+from miniformer.model.exit_policy import ExitPolicy
+
+FILE_NAME = "early_exit.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredExit(StrictConfig):
+    """Content of `early_exit.json`.
+
+    Args:
+        threshold: see `ExitPolicy`.
+        max_loss: bound of the share of records that lose a right class.
+        confidence: probability with which the bound holds, over draws of the calibration records.
+        num_records: number of calibration records.
+        loss: share of these records that lost a right class.
+        mean_layers: layers that they used on average.
+        n_layers: layers of the model.
+    """
+
+    threshold: float = option(1.0, low=0.0, high=1.0)
+    max_loss: float = option(0.01, above=0.0, high=1.0)
+    confidence: float = option(0.95, above=0.0, high=1.0)
+    num_records: int = option(1, low=1)
+    loss: float = option(0.0, low=0.0, high=1.0)
+    mean_layers: float = option(1.0, low=1.0)
+    n_layers: int = option(2, low=2)
+
+
+def read_exit_policy(directory: Path, model: Any) -> ExitPolicy | None:
+    """The policy of a directory; None: it has no threshold.
+
+    Raises:
+        UserError: the file is invalid, or is that of another model.
+    """
+    path = directory / FILE_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            fields = {field.name for field in dataclasses.fields(StoredExit)}
+            if missing := sorted(fields - values.keys()):
+                raise UserError(f"{path}: {missing[0]} is missing; run calibrate-exit again")
+        stored = StoredExit.from_dict(values, stored=True)
+    except FileNotFoundError:
+        return None
+    except (ConfigError, OSError, ValueError) as error:
+        message = str(error)
+        raise UserError(message if str(path) in message else f"{path}: {message}") from None
+    count = len(getattr(model, "layers", ()))
+    if count != stored.n_layers or model.config.output_dim is None:
+        raise UserError(
+            f"{path}: the threshold is for a classifier of {stored.n_layers} layers, which this "
+            "model is not; remove the file"
+        )
+    return ExitPolicy(stored.threshold)
