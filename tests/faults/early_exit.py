@@ -126,3 +126,15 @@ def right_exits_count_as_losses(original):
 def stored_threshold_is_not_used(original):
     """Loading a directory ignores its threshold."""
     return lambda directory, model: None
+
+
+@fault("miniformer.compression.exits.command:parse_share")
+def percent_is_a_share(original):
+    """1% is read as 1."""
+    return lambda name, text: original(name, text.removesuffix("%"))
+
+
+@fault("miniformer.compression.exits.calibrate:_all_exits")
+def exits_are_calibrated_backwards(original):
+    """The last exit is taken for the first one."""
+    return lambda pipeline, data: tuple(x[::-1].copy() for x in original(pipeline, data))

@@ -52,7 +52,7 @@ def calibrate_exit(
             raise UserError(f"{name} must be above 0% and below 100%, not {100 * value:g}%")
     path = Path(resolve_model(str(directory)))
     pipeline = load(path)
-    pipeline.model.exit_policy = None  # type: ignore[union-attr]
+    pipeline.model.exit_policy = None
     confidences, is_right = _all_exits(pipeline, data)
     num_records, needed = confidences.shape[1], min_records(max_loss, confidence)
     if num_records < needed:

@@ -32,7 +32,7 @@ def directory(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.catches("stored_threshold_is_not_used")
+@pytest.mark.catches("stored_threshold_is_not_used", "exits_are_calibrated_backwards")
 def test_predict_and_evaluate_use_the_threshold(directory, tmp_path, capsys):
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
@@ -59,6 +59,7 @@ def test_predict_and_evaluate_use_the_threshold(directory, tmp_path, capsys):
     assert again.threshold == stored["threshold"]
 
 
+@pytest.mark.catches("percent_is_a_share")
 def test_refusals_write_nothing(directory, tmp_path):
     with pytest.raises(UserError, match=r"has 60 records; a loss of at most 0\.01 .* at least 299"):
         calibrate_exit(directory, RECORDS)
