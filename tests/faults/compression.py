@@ -111,25 +111,25 @@ def trained_weights_are_rounded(original):
     return lambda weight: original(weight[-8:])
 
 
-@fault("miniformer.compression.gptq:inverse_factor")
+@fault("miniformer.compression.calibration.gptq:inverse_factor")
 def gptq_carries_no_error(original):
     """Errors of a column change no other column."""
     return lambda hessian: torch.diag(original(hessian).diagonal())
 
 
-@fault("miniformer.compression.gptq:integer_range")
+@fault("miniformer.compression.calibration.gptq:integer_range")
 def gptq_has_no_end_of_range(original):
     """Groups need no weight at the end of the range, so that storing rounds them again."""
     return lambda bits: (*original(bits)[:2], 0)
 
 
-@fault("miniformer.compression.calibration_data:_real_rows")
+@fault("miniformer.compression.calibration.data:_real_rows")
 def moments_include_padding(original):
     """Inputs of padding count as others."""
     return lambda x, mask: original(x, None)
 
 
-@fault("miniformer.compression.calibration_data:CalibrationData.run")
+@fault("miniformer.compression.calibration.data:CalibrationData.run")
 def moments_are_of_the_first_batch(original):
     """Only the first batch is used."""
 
@@ -140,7 +140,7 @@ def moments_are_of_the_first_batch(original):
     return run
 
 
-@fault("miniformer.compression.calibration:input_moments")
+@fault("miniformer.compression.calibration.model:input_moments")
 def moments_are_of_the_given_model(original):
     """The layers are rounded by the inputs from layers that are not rounded."""
     first = {}
@@ -154,7 +154,7 @@ def moments_are_of_the_given_model(original):
     return input_moments
 
 
-@fault("miniformer.compression.calibration:input_moments")
+@fault("miniformer.compression.calibration.model:input_moments")
 def moments_are_of_another_matrix(original):
     """Matrices of a layer have the moments of the next one of their size."""
 

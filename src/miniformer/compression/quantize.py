@@ -146,8 +146,8 @@ def quantize(
         original = merge_transforms(original)
     calibrated, table = None, list[MatrixRow]()
     if pipeline is not None and calibrate is not None:
-        from miniformer.compression.calibration import calibrated_model
-        from miniformer.compression.calibration_data import CalibrationData
+        from miniformer.compression.calibration.data import CalibrationData
+        from miniformer.compression.calibration.model import calibrated_model
 
         calibrated = calibrated_model(original, types, CalibrationData(pipeline, calibrate))
     if pipeline is not None and limit is not None:

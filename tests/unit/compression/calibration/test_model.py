@@ -9,8 +9,8 @@ import miniformer
 from miniformer import Pipeline, Seq2SeqTransformer, cli
 from miniformer.checkpoint.data_settings import StoredDataSettings
 from miniformer.checkpoint.stored_types import Integers
-from miniformer.compression.calibration_data import CalibrationData, input_moments
-from miniformer.compression.gptq import round_matrix
+from miniformer.compression.calibration.data import CalibrationData, input_moments
+from miniformer.compression.calibration.gptq import round_matrix
 from miniformer.config import UserError
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.embedding import EmbeddingTask

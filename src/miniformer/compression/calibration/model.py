@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from miniformer.compression.calibration_data import CalibrationData, input_moments
-from miniformer.compression.gptq import round_matrix
+from miniformer.compression.calibration.data import CalibrationData, input_moments
+from miniformer.compression.calibration.gptq import round_matrix
 from miniformer.compression.weights import Types, named_matrices, rounded_weight
 from miniformer.model.matrices import WeightMatrix, layer_of
 

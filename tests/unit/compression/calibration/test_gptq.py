@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from miniformer.checkpoint.stored_types import Integers
-from miniformer.compression.gptq import DAMPING, round_matrix
+from miniformer.compression.calibration.gptq import DAMPING, round_matrix
 
 LEVELS = {4: (-8.0, -7.6, -7.2, -6.8, 7.0), 8: (127.0,)}
 RANGES = {4: (-8, 7, 7), 8: (-127, 127, 127)}
