@@ -1,1 +1,1 @@
-"""Calibration: records of a task -> inputs of each matrix -> integers that change the outputs least."""
+"""Calibration: records of a task -> inputs of each matrix -> integers that change outputs least."""
