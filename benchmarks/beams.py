@@ -97,6 +97,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write results/beams.json")
+    parser.add_argument("--out", type=Path, help="write the result to this file instead")
     args = parser.parse_args()
     torch.manual_seed(0)
     config = TransformerConfig(**architecture_config(
@@ -123,13 +124,13 @@ def main():
     print(f"{config.num_params(seq2seq=True) / 1e6:.1f}M parameters; target tokens per second:")
     for name, rate in medians.items():
         print(f"{name:24} {rate:8.0f}")
-    if args.save:
+    if args.save or args.out:
         result = {
             "environment": environment("transformers", "ctranslate2"),
             "rounds": args.rounds,
             "rates": medians,
         }
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+        (args.out or RESULTS).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -193,7 +193,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="14m")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--batched_only", action="store_true",
+        help="leave out the 16 prompts where they are processed one by one",
+    )  # fmt: skip
     parser.add_argument("--save", action="store_true", help="write results/generation.json")
+    parser.add_argument("--out", type=Path, help="write the result to this file instead")
     args = parser.parse_args()
     torch.manual_seed(0)
     config = TransformerConfig(**SHAPES[args.shape], **COMMON)
@@ -213,7 +218,8 @@ def main():
         for name in names[start:] + names[:start]:
             run, _ = runs[name]
             run(single)
-            for batch, prompts in ((1, single), (16, ragged)):
+            is_serial = args.batched_only and name.startswith("llama.cpp")
+            for batch, prompts in ((1, single), (16, ragged))[: 1 if is_serial else 2]:
                 duration = seconds(partial(run, prompts))
                 rates[name, batch].append(len(prompts) * NEW / duration)
         print(f"round {index + 1} of {args.rounds}", flush=True)
@@ -224,26 +230,29 @@ def main():
     )
     rows = []
     for name, (_, size) in runs.items():
-        rate_1, rate_16 = (statistics.median(rates[name, batch]) for batch in (1, 16))
+        rate_1, rate_16 = (statistics.median(rates[name, batch] or [0.0]) for batch in (1, 16))
         fraction = rate_1 * size / bytes_per_second
-        rows.append({"name": name, "batch_1": round(rate_1, 1), "batch_16": round(rate_16, 1),
-                     "share": round(fraction, 3)})  # fmt: skip
+        rows.append({
+            "name": name, "batch_1": round(rate_1, 1), "batch_16": round(rate_16, 1) or None,
+            "share": round(fraction, 3),
+        })  # fmt: skip
         print(
             f"{name:24} {rate_1:8.0f} tokens/s {fraction:6.0%} of bandwidth "
             f"{rate_16:9.0f} tokens/s with 16 rows"
         )
     ratio = statistics.median(first / forward for first, forward in first_token_times)
     print(f"time to first token (512 tokens): {ratio:.2f} forward passes")
-    if args.save:
+    if args.save or args.out:
+        path = args.out or RESULTS
         results = {}
         with contextlib.suppress(FileNotFoundError):
-            results = json.loads(RESULTS.read_text())
+            results = json.loads(path.read_text())
         results[args.shape] = {
             "environment": environment("transformers", "llama-cpp-python", "gguf"),
             "rounds": args.rounds, "bandwidth": round(bytes_per_second / 1e9, 1),
             "first_token": round(ratio, 3), "rows": rows,
         }  # fmt: skip
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -328,6 +328,7 @@ def parse_arguments():
     parser.add_argument(
         "--save", action="store_true", help="write benchmarks/results/train_step.json"
     )
+    parser.add_argument("--out", type=Path, help="write the result to this file instead")
     options = parser.parse_args()
     options.heads = options.heads or max(1, options.width // 64)
     options.threads = torch.get_num_threads()
@@ -366,8 +367,9 @@ def main():
             print(name, json.dumps(result[name], indent=2), sep="\n", file=sys.stderr)
     text = json.dumps(result, indent=2)
     print(text)
-    if options.save:
-        (Path(__file__).parent / "results" / "train_step.json").write_text(text + "\n")
+    if options.save or options.out:
+        path = options.out or Path(__file__).parent / "results" / "train_step.json"
+        path.write_text(text + "\n")
 
 
 if __name__ == "__main__":

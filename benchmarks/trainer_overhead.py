@@ -143,6 +143,7 @@ def main():
     parser.add_argument("--validations", type=int, default=4)
     parser.add_argument("--optimizers", nargs="+", default=["muon", "adamw"])
     parser.add_argument("--save", action="store_true", help=f"write results/{RESULTS.name}")
+    parser.add_argument("--out", type=Path, help="write the result to this file instead")
     options = parser.parse_args()
     result = {"environment": environment()}
     for size in options.sizes:
@@ -154,8 +155,8 @@ def main():
                 optimizer=optimizer,
             )
             print(json.dumps({f"{size}, {optimizer}": result[f"{size}, {optimizer}"]}), flush=True)
-    if options.save:
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    if options.save or options.out:
+        (options.out or RESULTS).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

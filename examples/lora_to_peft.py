@@ -33,7 +33,7 @@ def remarks(kind, count):
         yield {"input": f"{text}, {random.choice(['week', 'day'])} {random.randrange(9)}", "label": label}  # fmt: skip
 
 
-cars, hotels = list(remarks("car", 200)), list(remarks("hotel", 160))
+cars, hotels = list(remarks("car", 200)), list(remarks("hotel", 200))
 texts = [record["input"] for record in cars + hotels]
 miniformer.Tokenizer.train("word", texts).save(folder / "words.json")
 made = miniformer.train(
@@ -70,7 +70,7 @@ run = miniformer.train(
     init_from=folder / "imported",
     adapter="lora",
     adapter_config={"r": 4},
-    max_epochs=6,
+    max_epochs=9,
     lr=3e-3,
     work_dir=folder,
     quiet=True,

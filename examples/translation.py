@@ -49,8 +49,8 @@ m = run.pipeline
 m.predict(["the old horse likes the white bird"])
 
 # %% [markdown]
-# `inspect` generates the target and records what the layers compute. A word of the target reads its word of the source, and the
-# adjectives change places with the nouns.
+# `inspect` generates the target and records what the layers compute. A row of a map predicts the next word of the target. Some
+# heads read the word of the source that it translates: the row of a noun reads the adjective before it.
 
 # %%
 result = m.inspect("the old horse likes the white bird")

@@ -69,3 +69,51 @@ def test_trainer_overhead_compares_the_trainer_with_a_bare_loop(tmp_path):
     assert result["steps"] == 4  # turns between five steps
     assert result["samples"] == 3
     assert result["ratio"] > 0
+
+
+@pytest.fixture
+def quick_page(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return runpy.run_path(str(FOLDER / "quick_page.py"))
+
+
+def test_quick_page_is_that_of_the_results(quick_page):
+    page = quick_page["page"]()
+    assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == page
+    assert page.count("Where a peer is ahead") >= 1
+
+
+def test_quick_page_names_each_peer_that_is_ahead(quick_page, tmp_path):
+    """llama.cpp, whose Python package has no batches, is compared for one prompt."""
+    rows = [
+        {"name": "miniformer, float32", "batch_1": 50.0, "batch_16": 400.0},
+        {"name": "miniformer, int4", "batch_1": 300.0, "batch_16": 500.0},
+        {"name": "transformers, float32", "batch_1": 100.0, "batch_16": 200.0},
+        {"name": "llama.cpp, q4_0", "batch_1": 200.0, "batch_16": 200.0},
+    ]
+    environment = {"packages": {"torch": "2.0"}}
+    machine = {"cpu": "A 1", "threads": 1, "instructions": ["avx2"], "python": "3.11"}
+    steps = {
+        "environment": environment,
+        "float32, vocabulary 65": {
+            "gemm_peak_gflops": 1, "miniformer gpt2": {"tokens_per_s": 10},
+            "miniformer llama": {"tokens_per_s": 30}, "nanogpt": {"tokens_per_s": 20},
+        },
+    }  # fmt: skip
+    parts = {
+        "decoding": {"seconds": 1, "result": {"14m": {"environment": environment, "rows": rows}}},
+        "training_step": {"seconds": 2, "result": steps},
+    }
+    path = tmp_path / "a-1.json"
+    path.write_text(json.dumps({"environment": machine, "parts": parts}))
+    lines = quick_page["section"](path).splitlines()
+    subject = "| decoding, 14M, float32, 16 prompts, tokens/s | "
+    assert f"{subject}400 | transformers, float32 | 200 | 2.00 |" in lines
+    assert sum("llama.cpp" in line for line in lines) == 1
+    assert lines[lines.index("Where a peer is ahead by more than 3 %:") + 2 :] == [
+        "- training step, gpt2 shape, float32, vocabulary 65, tokens/s: nanogpt has 2.00 of "
+        "Miniformer's speed",
+        "- decoding, 14M, float32, 1 prompt, tokens/s: transformers, float32 has 2.00 of "
+        "Miniformer's speed",
+    ]
+    assert any("torch 2.0" in line and "1 thread;" in line for line in lines)

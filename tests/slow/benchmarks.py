@@ -45,6 +45,8 @@ SCRIPTS = {
         json.dumps({"max_steps": 4, "seq_len": 32, "model_config": TINY}),
     ],
     "quality_page.py": ["--check"],
+    "quick.py": ["--list"],
+    "quick_page.py": ["--check"],
     "sft.py": ["--part", "speed", "--conversations", "4", "--rounds", "1"],
     "time_to_loss.py": ["{data}", "--reference", "51", "--seeds", "1"],
     "train_step.py": [
