@@ -4,12 +4,14 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
                 "asimd", "bf16", "i8mm")  # fmt: skip
+MODULES = {"llama-cpp-python": "llama_cpp"}  # names of distributions that differ
 
 
 def environment(*packages, checkouts=None, threads=None):
@@ -29,8 +31,10 @@ def environment(*packages, checkouts=None, threads=None):
     for package in ("torch", "lightning", *packages):
         try:
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        except importlib.metadata.PackageNotFoundError:  # a build without metadata, or missing
+            module = sys.modules.get(MODULES.get(package, package))
+            if hasattr(module, "__version__"):
+                versions[package] = module.__version__
     for name, folder in (checkouts or {}).items():
         if folder is not None:
             versions[name] = _commit(folder)
