@@ -37,7 +37,7 @@ def round_matrix(weight: Tensor, hessian: Tensor, bits: int, group: int = GROUP)
     """
     factor = inverse_factor(hessian)
     rows = max(1, _MOST_WEIGHTS // group)  # at once: each has a copy for each candidate
-    parts = [_round_rows(part, factor, bits, group) for part in weight.detach().split(rows)]
+    parts = [_round_rows(part, factor, bits, group) for part in torch.split(weight.detach(), rows)]
     return torch.cat(parts)
 
 

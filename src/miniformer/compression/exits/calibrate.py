@@ -11,7 +11,7 @@ import torch
 
 from miniformer.checkpoint.early_exit import FILE_NAME, StoredExit
 from miniformer.checkpoint.pipeline import Pipeline, load
-from miniformer.compression.calibration_data import evaluation_batches
+from miniformer.compression.calibration.data import evaluation_batches
 from miniformer.compression.exits.bound import (
     THRESHOLDS,
     choose_threshold,
