@@ -44,7 +44,7 @@ _PUBLIC = {
     "import_hf": "miniformer.interop.hf.api",
     "to_hf": "miniformer.interop.hf.export",
     "export": "miniformer.exporters.api",
-    "compare": "miniformer.compression.compare",
+    "compare": "miniformer.compression.comparison.compare",
     "quantize": "miniformer.compression.quantize",
     "serve": "miniformer.serving.server",
     "MiniFormerLitModule": "miniformer.training.lit_module",
@@ -61,7 +61,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from miniformer.checkpoint.pipeline import Pipeline, load
-    from miniformer.compression.compare import compare
+    from miniformer.compression.comparison.compare import compare
     from miniformer.compression.quantize import quantize
     from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
     from miniformer.data.datamodule import MiniFormerDataModule

@@ -7,7 +7,7 @@ from miniformer.config import UserError
 from tests.faults import fault
 
 
-@fault("miniformer.compression.compare:_evaluate")
+@fault("miniformer.compression.comparison.compare:_evaluate")
 def compare_swaps_the_models(original):
     """Differences are those of the first model from the others."""
 
@@ -24,19 +24,19 @@ def compare_swaps_the_models(original):
     return evaluate
 
 
-@fault("miniformer.compression.compare:_describe_speed")
+@fault("miniformer.compression.comparison.compare:_describe_speed")
 def slower_models_are_as_fast(original):
     """A slower model is called as fast as the first one."""
     return lambda ratio: original(max(ratio, 1.0))
 
 
-@fault("miniformer.compression.compare_command:run")
+@fault("miniformer.compression.comparison.command:run")
 def compare_command_ignores_rounds(original):
     """The command measures three times, whatever its flag says."""
     return lambda values: original({**values, "rounds": 3})
 
 
-@fault("miniformer.compression.speeds:_summarize")
+@fault("miniformer.compression.comparison.speeds:_summarize")
 def ratios_of_speeds_are_turned(original):
     """A faster model has a ratio below 1."""
 
@@ -47,7 +47,7 @@ def ratios_of_speeds_are_turned(original):
     return summarize
 
 
-@fault("miniformer.compression.speeds:measure_speeds")
+@fault("miniformer.compression.comparison.speeds:measure_speeds")
 def the_first_round_is_counted(original):
     """The first round, in which models are slow, is one of the measured ones."""
 
@@ -69,7 +69,7 @@ def the_first_round_is_counted(original):
     return measure_speeds
 
 
-@fault("miniformer.compression.speeds:_Process.read")
+@fault("miniformer.compression.comparison.speeds:_Process.read")
 def children_hide_their_errors(original):
     """A process that has ended is an error without its message."""
 
@@ -82,7 +82,7 @@ def children_hide_their_errors(original):
     return read
 
 
-@fault("miniformer.compression.measured_process:run")
+@fault("miniformer.compression.comparison.measured_process:run")
 def generated_texts_end_early(original):
     """Texts may end before the number of tokens."""
 
@@ -94,7 +94,7 @@ def generated_texts_end_early(original):
     return run
 
 
-@fault("miniformer.compression.workload:_input_of")
+@fault("miniformer.compression.comparison.workload:_input_of")
 def prompts_are_whole_texts(original):
     """A language model continues whole texts."""
     return lambda record, generates: original(record, False)

@@ -104,7 +104,7 @@ _COMMANDS = {
     ),
     "quantize": ("miniformer.compression.command", "store a model in fewer bits"),
     "compare": (
-        "miniformer.compression.compare_command",
+        "miniformer.compression.comparison.command",
         "size, metric, speed and memory of models beside each other",
     ),
     "calibrate-exit": (

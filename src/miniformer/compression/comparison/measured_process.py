@@ -1,4 +1,6 @@
-"""A process with one model: `python -m miniformer.compression.measured_process DIRECTORY THREADS`.
+"""A measured process with one model.
+
+    python -m miniformer.compression.comparison.measured_process DIRECTORY THREADS
 
 It reads a JSON object from each line of its input and answers with one: the seconds that the model
 took for the inputs, and the largest memory of the process so far.

@@ -6,10 +6,10 @@ import pytest
 
 import miniformer
 from miniformer import Pipeline, Tokenizer, UserError, cli
-from miniformer.compression import measured_process, speeds
-from miniformer.compression.compare import ComparedModel, ModelComparison
-from miniformer.compression.speeds import Speed, measure_speeds
-from miniformer.compression.workload import Workload, make_workload
+from miniformer.compression.comparison import measured_process, speeds
+from miniformer.compression.comparison.compare import ComparedModel, ModelComparison
+from miniformer.compression.comparison.speeds import Speed, measure_speeds
+from miniformer.compression.comparison.workload import Workload, make_workload
 from miniformer.data.reading.records import as_records
 from miniformer.evaluation.comparison import Difference
 from miniformer.registry import get
@@ -43,7 +43,7 @@ def test_compare_has_the_numbers_of_evaluate(folder, monkeypatch, capsys):
         seen.append((workload.unit, rounds, threads))
         return [Speed(0.25, {1: 4.0, 16: 40.0}, {1: ratio, 16: 1.01}, 10**8) for ratio in (1, 0.5)]
 
-    monkeypatch.setattr("miniformer.compression.compare.measure_speeds", speeds_of)
+    monkeypatch.setattr("miniformer.compression.comparison.compare.measure_speeds", speeds_of)
     names = [str(folder / name) for name in ("first", "second")]
     flags = ["--data", str(folder / "data.jsonl"), "--rounds", "2", "--threads", "1"]
     assert cli.main(["compare", *names, *flags, "--json"]) == 0

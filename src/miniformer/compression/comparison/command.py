@@ -41,7 +41,7 @@ def add_arguments(parser: Any) -> None:
 def run(values: dict[str, Any]) -> int:
     """Compares; returns the exit code."""
     fields = pop_fields(values)
-    from miniformer.compression.compare import compare
+    from miniformer.compression.comparison.compare import compare
 
     with progress_bar("evaluating") as progress:
         comparison = compare(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miniformer.compression.workload import BATCH_SIZES, Workload
+from miniformer.compression.comparison.workload import BATCH_SIZES, Workload
 from miniformer.config import UserError
 
 
@@ -99,7 +99,7 @@ class _Process:
         self.directory, self.memory = directory, 0
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "miniformer.compression.measured_process",
+            [sys.executable, "-m", "miniformer.compression.comparison.measured_process",
              str(directory.absolute()), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

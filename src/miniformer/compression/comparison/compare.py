@@ -16,8 +16,8 @@ from textwrap import wrap
 from typing import Any
 
 from miniformer.checkpoint.pipeline import Pipeline, load
-from miniformer.compression.speeds import Speed, measure_speeds
-from miniformer.compression.workload import make_workload
+from miniformer.compression.comparison.speeds import Speed, measure_speeds
+from miniformer.compression.comparison.workload import make_workload
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 from miniformer.data.reading.files import DataFiles

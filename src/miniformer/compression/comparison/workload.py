@@ -66,5 +66,6 @@ def _input_of(record: Any, generates: bool) -> Any:
     if "messages" in record:
         return record["messages"][0]["content"][:_PROMPT_CHARACTERS]
     value = next((record[name] for name in _FIELDS if name in record), None)
-    is_text = generates and "text" in record and isinstance(value, str)
-    return value[:_PROMPT_CHARACTERS] if is_text else value
+    if generates and "text" in record and isinstance(value, str):
+        return value[:_PROMPT_CHARACTERS]
+    return value

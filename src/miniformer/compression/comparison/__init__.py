@@ -1,0 +1,1 @@
+"""`miniformer compare`: models beside each other."""
