@@ -46,6 +46,7 @@ _PUBLIC = {
     "export": "miniformer.exporters.api",
     "compare": "miniformer.compression.comparison.compare",
     "quantize": "miniformer.compression.quantize",
+    "prune": "miniformer.compression.pruning.prune",
     "serve": "miniformer.serving.server",
     "MiniFormerLitModule": "miniformer.training.lit_module",
     "LossTerm": "miniformer.tasks.loss_terms",
@@ -62,6 +63,7 @@ __all__ = [
 if TYPE_CHECKING:
     from miniformer.checkpoint.pipeline import Pipeline, load
     from miniformer.compression.comparison.compare import compare
+    from miniformer.compression.pruning.prune import prune
     from miniformer.compression.quantize import quantize
     from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
     from miniformer.data.datamodule import MiniFormerDataModule

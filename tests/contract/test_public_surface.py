@@ -17,9 +17,9 @@ PUBLIC = {
     "Pipeline", "Seq2SeqTransformer", "SlotDecoder", "Tokenizer",
     "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__",
     "apply_transforms", "assert_no_leaks", "compare", "effective_weight", "export",
-    "find_leaks", "from_hf", "import_hf", "load", "merge_transforms", "quantize", "register",
-    "serve", "set_activation_checkpointing", "set_attention_backend", "stop_run", "to_hf",
-    "train", "weight_matrices",
+    "find_leaks", "from_hf", "import_hf", "load", "merge_transforms", "prune", "quantize",
+    "register", "serve", "set_activation_checkpointing", "set_attention_backend", "stop_run",
+    "to_hf", "train", "weight_matrices",
 }  # fmt: skip
 PATHS_OF_THE_SPECIFICATION = [
     "miniformer.config.model_config:TransformerConfig",

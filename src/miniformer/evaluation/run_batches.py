@@ -66,6 +66,38 @@ def run_batches(
         UserError: no record has a label.
         RecordError: a record violates the schema.
     """
+    task.move_helpers(next(model.parameters()).device)
+    stats: list[BatchStats] = []
+    done = 0
+    with torch.inference_mode(), eval_mode(model):
+        for batch in labeled_batches(model, task, tokenizer, records, settings):
+            indices = batch["records"]
+            batch_stats = task.record_step(model, batch)
+            fields = {"fields": batch["fields"]} if "fields" in batch else {}
+            stats.append({**batch_stats, "records": indices, **fields})
+            done = done + len(indices) if indices.dim() == 1 else int(indices.max()) + 1
+            if progress is not None:
+                progress(min(done, len(records)), len(records))
+    has_records = all(len(batch_stats["records"]) for batch_stats in stats)
+    results = task.record_results(stats, records, tokenizer) if has_records else None
+    return task.compute_metrics(stats, tokenizer), results
+
+
+def labeled_batches(
+    model: Any,
+    task: Task,
+    tokenizer: Tokenizer | None,
+    records: Records,
+    settings: BatchSettings,
+) -> Iterator[Batch]:
+    """Batches in the order of validation, on the device of the model; see `run_batches`.
+
+    They have `records`; see `Task.record_step`.
+
+    Raises:
+        UserError: no record has a label.
+        RecordError: a record violates the schema.
+    """
     rules.require_nonempty(task, records)
     seq_len = settings.seq_len or model.config.max_seq_len
 
@@ -82,29 +114,10 @@ def run_batches(
     if task.extra_fields:
         batcher = FieldBatcher(batcher, records, task.extra_fields)
     device = next(model.parameters()).device
-    task.move_helpers(device)
-    stats: list[BatchStats] = []
-    done = 0
-    with torch.inference_mode(), eval_mode(model):
-        for batch in _iter_batches(RecordChunks(records, encode), batcher):
-            indices = batch["records"]
-            batch_stats = task.record_step(model, _to_device(batch, device))
-            fields = {"fields": batch["fields"]} if "fields" in batch else {}
-            stats.append({**batch_stats, "records": indices, **fields})
-            done = done + len(indices) if indices.dim() == 1 else int(indices.max()) + 1
-            if progress is not None:
-                progress(min(done, len(records)), len(records))
-    has_records = all(len(batch_stats["records"]) for batch_stats in stats)
-    results = task.record_results(stats, records, tokenizer) if has_records else None
-    return task.compute_metrics(stats, tokenizer), results
-
-
-def _iter_batches(chunks: RecordChunks, batcher: Batcher) -> Iterator[Batch]:
-    """Batches in the order of validation, with `records`; see `Task.record_step`."""
-    for chunk in chunks.iter_epoch(None):
+    for chunk in RecordChunks(records, encode).iter_epoch(None):
         for plan in batcher.plan_batches(chunk, None) if len(chunk) else ():
             batch = batcher.collate(chunk, plan, None)
-            yield {**batch, "records": _record_indices(chunk, batcher, plan)}
+            yield _to_device({**batch, "records": _record_indices(chunk, batcher, plan)}, device)
 
 
 def _record_indices(chunk: ColumnarStore, batcher: Batcher, plan: Any) -> Tensor:

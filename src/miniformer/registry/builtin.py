@@ -111,6 +111,7 @@ _COMMANDS = {
         "miniformer.compression.exits.command",
         "choose when records leave a classifier early",
     ),
+    "prune": ("miniformer.compression.pruning.command", "remove parts of a model"),
     "serve": ("miniformer.serving.command", "serve models over HTTP, with OpenAI's interface"),
     "export": ("miniformer.exporters.command", "write a model for another program"),
     "export-bench": (

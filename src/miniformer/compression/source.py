@@ -1,0 +1,82 @@
+"""The model that a command of compression reads, and the directory that it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from miniformer.checkpoint.artifacts import MODEL_CLASSES, get_model_kind
+from miniformer.checkpoint.directory import atomic_model_directory
+from miniformer.checkpoint.pipeline import Pipeline, load
+from miniformer.config import UserError
+from miniformer.config.command_line import resolve_model
+from miniformer.model.config_file import read_config
+
+
+def read_source(model: Any, action: str) -> Any:
+    """A `Pipeline`, or a model without a task.
+
+    Args:
+        model: one of them, a model directory, or the folder of a run.
+        action: name of the function, for the message.
+
+    Raises:
+        UserError: it is something else, or the directory is none of a model.
+    """
+    if not isinstance(model, str | Path):
+        if isinstance(model, Pipeline) or hasattr(model, "save_pretrained"):
+            return model
+        raise UserError(
+            f"{action} takes a Pipeline, a model or a model directory, not a {type(model).__name__}"
+        )
+    directory = Path(resolve_model(str(model)))
+    if (directory / "task.json").exists():
+        return load(directory)
+    architecture, _ = read_config(directory)
+    return MODEL_CLASSES[get_model_kind(directory, architecture)].from_pretrained(directory)
+
+
+def check_without_transforms(model: Any) -> None:
+    """Checks that a model has no transforms.
+
+    Raises:
+        UserError: it has some.
+    """
+    if model.transforms:
+        names = ", ".join(item["type"] for item in model.transforms)
+        raise UserError(
+            f"the model has transforms ({names}); merge them first: miniformer.merge_transforms"
+        )
+
+
+def stored_kinds(model: Any) -> str:
+    """Names of the stored types of a quantized model; empty for another one."""
+    return ", ".join(sorted({str(item["type"]) for item in model.weight_storage.values()}))
+
+
+def write_directory(model: Any, pipeline: Pipeline | None, out: Path) -> None:
+    """Writes a model directory.
+
+    Args:
+        model: the model to write.
+        pipeline: whose tokenizer, task and settings it gets; None: the model has no task.
+        out: the directory, which is replaced as a whole.
+    """
+    if pipeline is None:
+        with atomic_model_directory(out) as folder:
+            model.save_pretrained(folder)
+        return
+    with_model(pipeline, model).save(out)
+
+
+def with_model(pipeline: Pipeline, model: Any) -> Pipeline:
+    """A pipeline with the same tokenizer, task and settings, and another model."""
+    result = Pipeline(model, pipeline.tokenizer, pipeline.task, pipeline.generation)
+    result.directory, result.hf_metadata = pipeline.directory, pipeline.hf_metadata
+    result.data_settings = pipeline.data_settings
+    return result
+
+
+def data_loss(pipeline: Pipeline, data: Any) -> float:
+    """The loss on labeled records."""
+    return float(pipeline.evaluate(data, num_resamples=0).metrics["loss"])
