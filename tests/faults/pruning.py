@@ -73,3 +73,15 @@ def prune_measures_no_loss(original):
 def quantized_models_are_pruned(original):
     """A quantized model is taken."""
     return lambda model: None
+
+
+@fault("miniformer.compression.pruning.request:count_removed")
+def shares_of_none_and_all_are_taken(original):
+    """A share that is no part, or all of them, is rounded to one that is possible."""
+    return lambda name, share, total: min(max(int(share * total + 0.5), 1), max(total - 1, 1))
+
+
+@fault("miniformer.compression.source:check_without_transforms")
+def models_with_transforms_are_pruned(original):
+    """A model with transforms is taken."""
+    return lambda model: None

@@ -79,7 +79,7 @@ def taylor_scores(pipeline: Pipeline, data: Any) -> tuple[Scores, Scores]:
                     continue
                 products = (x.detach() * gradient).double().sum(1)  # [B, H*E or F]
                 if path in heads:
-                    products = products.unflatten(-1, (heads[path], -1)).sum(-1)
+                    products = torch.unflatten(products, -1, (heads[path], -1)).sum(-1)
                 change = products.abs().sum(0)
                 scores[path] = scores[path] + change if path in scores else change
             inputs.clear()
@@ -93,8 +93,8 @@ def weight_scores(model: nn.Module) -> tuple[Scores, Scores]:
     """Products of the norms of weights: of heads, [H], and of columns, [F]; see `taylor_scores`."""
     heads: Scores = {}
     for path, part in attentions(model).items():
-        values = part.v_proj.weight.detach().double().unflatten(0, (part.kv_heads, -1))
-        outputs = part.o_proj.weight.detach().double().unflatten(1, (part.n_heads, -1))
+        values = torch.unflatten(part.v_proj.weight.detach().double(), 0, (part.kv_heads, -1))
+        outputs = torch.unflatten(part.o_proj.weight.detach().double(), 1, (part.n_heads, -1))
         norms = values.flatten(1).norm(dim=1).repeat_interleave(part.n_heads // part.kv_heads)
         heads[path] = norms * outputs.norm(dim=(0, 2))
     columns: Scores = {}

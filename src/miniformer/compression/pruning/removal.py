@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from miniformer.checkpoint.pipeline import Pipeline
@@ -118,7 +119,7 @@ def _kept_heads(model: Any, share: float, scores: Scores) -> dict[str, list[int]
     total = num_units(config)
     number = total - count_removed("heads", share, total)
     units = {
-        path: scores[path].unflatten(0, (total, unit_size(config))).sum(1)
+        path: torch.unflatten(scores[path], 0, (total, unit_size(config))).sum(1)
         for path in attentions(model)
     }
     if config.position == "t5_relative":  # its bias has a column for each head of a stack

@@ -292,6 +292,7 @@ def test_the_command(pipelines, tmp_path, capsys):
     assert (config.n_heads, config.head_dim, config.d_ff, config.n_layers) == (2, 4, 32, 2)
 
 
+@pytest.mark.catches("shares_of_none_and_all_are_taken")
 @pytest.mark.parametrize(
     ("remove", "message"),
     [
@@ -315,7 +316,7 @@ def test_what_cannot_be_removed(remove, message, pipelines, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.catches("quantized_models_are_pruned")
+@pytest.mark.catches("quantized_models_are_pruned", "models_with_transforms_are_pruned")
 def test_which_models_are_refused(pipelines, tmp_path):
     pipeline, records = pipelines["decoder"]
     out = tmp_path / "out"

@@ -22,7 +22,7 @@ def run(values):
     print(values)
     return None if values["share"] == 0.5 else 3
 '''
-ENTRIES = {"command": {"prune": "pruning"}}
+ENTRIES = {"command": {"thin": "pruning"}}
 
 
 @pytest.mark.catches("help_imports_every_command")
@@ -37,25 +37,25 @@ def test_command_of_a_package_is_listed_without_an_import(tmp_path):
         "print([name for name in ('torch', 'pruning') if name in sys.modules], commands)"
     )
     done = run_python("-c", code)
-    assert "    prune               Remove the smallest weights\n" in done.stdout, done.stderr
+    assert "    thin                Remove the smallest weights\n" in done.stdout, done.stderr
     assert done.stdout.endswith("\n[] []\n")
 
 
 @pytest.mark.parametrize(("flags", "code", "share"), [([], 0, 0.5), (["--share", "0.25"], 3, 0.25)])
 def test_command_of_a_package_runs(install, capsys, flags, code, share):
     install("pruning", ENTRIES, code=PRUNE)
-    assert cli.main(["prune", "runs/a", *flags]) == code
+    assert cli.main(["thin", "runs/a", *flags]) == code
     assert capsys.readouterr().out == f"{{'directory': 'runs/a', 'share': {share}}}\n"
 
 
 def test_mistakes_with_a_command_of_a_package_are_user_errors(install, capsys):
     install("pruning", ENTRIES, code=PRUNE)
-    assert cli.main(["prune", "runs/a", "--share", "2"]) == 2
+    assert cli.main(["thin", "runs/a", "--share", "2"]) == 2
     assert capsys.readouterr().err == "miniformer: error: share must be at most 1, not 2.0\n"
-    assert cli.main(["prune", "runs/a", "--shrae", "2"]) == 2
+    assert cli.main(["thin", "runs/a", "--shrae", "2"]) == 2
     assert "unknown flag --shrae; did you mean --share?" in capsys.readouterr().err
-    assert cli.main(["prume"]) == 2
-    assert "unknown command 'prume' (did you mean 'prune'?)" in capsys.readouterr().err
+    assert cli.main(["thim"]) == 2
+    assert "unknown command 'thim' (did you mean 'thin'?)" in capsys.readouterr().err
 
 
 @pytest.mark.catches("completion_lacks_commands_of_packages")
@@ -64,9 +64,9 @@ def test_command_of_a_package_is_completed(install, capsys):
     install("broken-tool", {"command": {"broken": "broken_tool"}}, code="import no_such_module\n")
     with pytest.warns(PluginWarning, match="command 'broken' of broken-tool 1.0 .* it is skipped"):
         table = completion.flags_by_command()
-    assert [flag.name for flag in table["prune"]] == ["--help", "--share"]
+    assert [flag.name for flag in table["thin"]] == ["--help", "--share"]
     assert cli.main(["completion", "fish"]) == 0
-    assert "-f -a prune\n" in capsys.readouterr().out
+    assert "-f -a thin\n" in capsys.readouterr().out
 
 
 def test_command_that_cannot_be_imported_breaks_no_other(install, capsys):
@@ -85,9 +85,9 @@ def test_command_that_cannot_be_imported_breaks_no_other(install, capsys):
 
 def test_command_that_two_packages_claim_is_a_user_error(install, capsys):
     install("pruning", ENTRIES, code=PRUNE)
-    install("other-tool", {"command": {"prune": "pruning"}}, code=None)
+    install("other-tool", {"command": {"thin": "pruning"}}, code=None)
     assert cli.main(["--version"]) == 2
-    assert "command 'prune' is claimed by two: other-tool 1.0 (pruning), and pruning 1.0" in (
+    assert "command 'thin' is claimed by two: other-tool 1.0 (pruning), and pruning 1.0" in (
         capsys.readouterr().err
     )
 
