@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 
-from miniformer.config import UserError
 from tests.faults import fault
 
 
@@ -52,7 +51,7 @@ def the_first_round_is_counted(original):
     """The first round, in which models are slow, is one of the measured ones."""
 
     def measure_speeds(directories, workload, *, rounds=3, threads=0):
-        from miniformer.compression import speeds
+        from miniformer.compression.comparison import speeds
 
         with contextlib.ExitStack() as stack:
             processes = [
@@ -74,6 +73,8 @@ def children_hide_their_errors(original):
     """A process that has ended is an error without its message."""
 
     def read(self):
+        from miniformer.config import UserError
+
         try:
             return original(self)
         except UserError:
