@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from miniformer.checkpoint.artifacts import MODEL_CLASSES, get_model_kind
 from miniformer.checkpoint.directory import atomic_model_directory, require_empty
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.checkpoint.stored_types import GROUP
@@ -24,6 +23,7 @@ from miniformer.compression.budget import (
     parse_budget,
     render_table,
 )
+from miniformer.compression.source import read_source
 from miniformer.compression.weights import (
     Types,
     check_group,
@@ -32,8 +32,6 @@ from miniformer.compression.weights import (
     storage_types,
 )
 from miniformer.config import UserError
-from miniformer.config.command_line import resolve_model
-from miniformer.model.config_file import read_config
 from miniformer.model.transforms import merge_transforms
 
 METHODS = ("gptq", "none")
@@ -121,7 +119,7 @@ def quantize(
     check_type(to)
     group, out = check_group(group, to), Path(out)
     require_empty(out)
-    source = _read(model)
+    source = read_source(model, "quantize")
     pipeline = source if isinstance(source, Pipeline) else None
     original = source.model if isinstance(source, Pipeline) else source
     for name, value in (("data", data), ("calibrate", calibrate)):
@@ -219,21 +217,6 @@ def _with_types(model: Any, types: Types, to: str) -> Any:
         stored = copy.deepcopy(model).float()  # decoded weights are exact in float32 only
     stored.weight_storage = types
     return stored
-
-
-def _read(model: Any) -> Any:
-    """A pipeline, or a model without a task."""
-    if not isinstance(model, str | Path):
-        if isinstance(model, Pipeline) or hasattr(model, "save_pretrained"):
-            return model
-        raise UserError(
-            f"quantize takes a Pipeline, a model or a model directory, not a {type(model).__name__}"
-        )
-    directory = Path(resolve_model(str(model)))
-    if (directory / "task.json").exists():
-        return load(directory)
-    architecture, _ = read_config(directory)
-    return MODEL_CLASSES[get_model_kind(directory, architecture)].from_pretrained(directory)
 
 
 def _check_model(model: Any, to: str) -> bool:

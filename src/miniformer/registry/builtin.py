@@ -105,7 +105,7 @@ _COMMANDS = {
     "quantize": ("miniformer.compression.command", "store a model in fewer bits"),
     "compare": (
         "miniformer.compression.comparison.command",
-        "size, metric, speed and memory of models beside each other",
+        "compare size, metric, speed and memory of models",
     ),
     "calibrate-exit": (
         "miniformer.compression.exits.command",

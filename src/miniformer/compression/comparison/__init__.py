@@ -1,1 +1,1 @@
-"""`miniformer compare`: models beside each other."""
+"""`miniformer compare`: a comparison of models."""

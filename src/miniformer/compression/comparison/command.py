@@ -1,4 +1,4 @@
-"""`miniformer compare`: models beside each other on the same data."""
+"""`miniformer compare`: a comparison of models on the same data."""
 
 from __future__ import annotations
 
