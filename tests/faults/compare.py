@@ -99,3 +99,27 @@ def generated_texts_end_early(original):
 def prompts_are_whole_texts(original):
     """A language model continues whole texts."""
     return lambda record, generates: original(record, False)
+
+
+@fault("miniformer.compression.comparison.after:print_comparison")
+def commands_compare_in_the_other_order(original):
+    """The written model is what the first one is compared with."""
+    return lambda first, second, data: original(second, first, data)
+
+
+@fault("miniformer.compression.comparison.after:print_exit_comparison")
+def exits_are_compared_with_themselves(original):
+    """The comparison of exits has the model with exits twice."""
+
+    def print_exit_comparison(directory, data):
+        from miniformer.compression.comparison import after
+
+        after.print_comparison(directory, directory, data)
+
+    return print_exit_comparison
+
+
+@fault("miniformer.compression.command:run")
+def no_compare_has_no_effect(original):
+    """The models are compared all the same."""
+    return lambda values: original({**values, "no_compare": False})

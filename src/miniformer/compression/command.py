@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from miniformer.compression.comparison.after import add_comparison_flag, print_comparison
+
 DESCRIPTION = (
     "Store a model in fewer bits. The written directory stands alone, and every command reads it."
 )
@@ -43,7 +45,8 @@ def add_arguments(parser: Any) -> None:
         "--data",
         type=str | None,
         default=None,
-        help="labeled records; their loss before and after is printed",
+        help="labeled records; their loss before and after is printed, and a comparison of the "
+        "models",
     )
     parser.add_argument(
         "--budget",
@@ -52,6 +55,7 @@ def add_arguments(parser: Any) -> None:
         help="largest increase of the loss on --data, such as 0.5%%; single matrices get more bits "
         "until it holds",
     )
+    add_comparison_flag(parser)
 
 
 def run(values: dict[str, Any]) -> int:
@@ -59,5 +63,8 @@ def run(values: dict[str, Any]) -> int:
     from miniformer.compression.quantize import quantize
 
     directory, out = values.pop("directory"), values.pop("out")
+    compares = not values.pop("no_compare") and values["data"] is not None
     print(quantize(directory, out, **values))
+    if compares:
+        print_comparison(directory, out, values["data"])
     return 0

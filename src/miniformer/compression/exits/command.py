@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from miniformer.compression.comparison.after import add_comparison_flag, print_exit_comparison
 from miniformer.config import UserError
 
 DESCRIPTION = (
@@ -29,6 +30,13 @@ def add_arguments(parser: Any) -> None:
         default="95%",
         help="probability with which the bound holds, over draws of the records",
     )
+    parser.add_argument(
+        "--data",
+        type=str | None,
+        default=None,
+        help="other labeled records, on which the model is compared with all of its layers",
+    )
+    add_comparison_flag(parser)
 
 
 def run(values: dict[str, Any]) -> int:
@@ -43,6 +51,8 @@ def run(values: dict[str, Any]) -> int:
         f"of these {stored.num_records:,} records {100 * stored.loss:.2f} % do, with "
         f"{stored.mean_layers:.2f} of {stored.n_layers} layers on average"
     )
+    if values["data"] is not None and not values["no_compare"]:
+        print_exit_comparison(values["directory"], values["data"])
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from miniformer.compression.comparison.after import add_comparison_flag, print_comparison
+
 DESCRIPTION = (
     "Remove the least important heads, feed-forward columns or layers of a model. The written "
     "directory is an ordinary one of a smaller model."
@@ -25,9 +27,10 @@ def add_arguments(parser: Any) -> None:
         "--data",
         type=str | None,
         default=None,
-        help="labeled records: importance, and the loss before and after; without them heads and "
-        "columns are chosen by their weights",
+        help="labeled records: importance, the loss before and after, and a comparison of the "
+        "models; without them heads and columns are chosen by their weights",
     )
+    add_comparison_flag(parser)
 
 
 def run(values: dict[str, Any]) -> int:
@@ -35,4 +38,6 @@ def run(values: dict[str, Any]) -> int:
     from miniformer.compression.pruning.prune import prune
 
     print(prune(values["directory"], values["out"], remove=values["remove"], data=values["data"]))
+    if values["data"] is not None and not values["no_compare"]:
+        print_comparison(values["directory"], values["out"], values["data"])
     return 0

@@ -280,7 +280,7 @@ def test_the_command(pipelines, tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(f'{{"input": "{r["label"]} x", "label": "a"}}\n' for r in records))
     flags = ["prune", str(tmp_path / "model"), str(tmp_path / "out"), "--data", str(data)]
-    assert cli.main([*flags, "--remove", "heads=0.5,ffn=0.5,layers=1"]) == 0
+    assert cli.main([*flags, "--remove", "heads=0.5,ffn=0.5,layers=1", "--no-compare"]) == 0
     text = capsys.readouterr().out
     losses = [
         miniformer.load(tmp_path / name).evaluate(str(data), num_resamples=0).metrics["loss"]
