@@ -5,7 +5,10 @@ Everything public can be imported from here; torch is imported only when somethi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -98,7 +101,20 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'miniformer' has no attribute {name!r}")
+    if "ipykernel.zmqshell" in sys.modules:
+        _import_progress_bars()
     return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def _import_progress_bars() -> None:
+    """Imports tqdm, which a dependency imports, without its warning about a missing ipywidgets.
+
+    Training in a notebook has a display of its own.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        with contextlib.suppress(ImportError):
+            importlib.import_module("tqdm.auto")
 
 
 def __dir__() -> list[str]:

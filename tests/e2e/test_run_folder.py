@@ -13,7 +13,9 @@ import miniformer
 from miniformer import trainer
 from miniformer.train_config import TrainConfig
 from miniformer.training.run import train
+from miniformer.training.setup.run_folder import LOCK_FILE
 from tests.kit import VERSE, write_jsonl
+from tests.unit.training.setup.test_run_folder import hold
 
 
 def settings(tmp_path, **changes):
@@ -64,6 +66,28 @@ def test_run_folder_is_kept_after_a_failed_resume(tmp_path):
             callbacks=[Fails(RuntimeError("broken"), after=3)],
         )
     assert (folder / "last" / "model.safetensors").exists()
+
+
+def test_run_folder_is_locked_while_it_is_trained_in(tmp_path, capsys):
+    folder = train(settings(tmp_path)).folder
+    assert not (folder / LOCK_FILE).exists()
+    process, line = hold(folder)
+    assert line == "locked"
+    assert trainer.main(["--resume", str(folder), "--max_steps", "5"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"miniformer: error: {folder}: the process 1234 on another-machine is")
+    assert len(error.splitlines()) == 1
+    process.communicate()
+    before = [(folder / LOCK_FILE).exists()]
+
+    class Holds(L.Callback):
+        def on_train_batch_end(self, *args):
+            process, _ = hold(folder)
+            process.communicate()
+            before.append(process.returncode)
+
+    train(TrainConfig(resume=str(folder), max_steps=4), callbacks=[Holds()])
+    assert before == [True, 1]
 
 
 class Interrupts(L.Callback):

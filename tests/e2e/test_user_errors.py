@@ -57,6 +57,15 @@ def train_with(tmp_path, capsys):
             marks=pytest.mark.catches("training_takes_empty_files"),
         ),
         (
+            '{"text": [{"text": "a", "learn": false}]}\n{"text": " "}\n',
+            "bad.jsonl: no record has anything to learn: each text is a prompt or has learn=false",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, '
+            '{"role": "assistant", "content": "b", "learn": false}]}\n',
+            "bad.jsonl: no record has anything to learn: each text is a prompt or has learn=false",
+        ),
+        (
             '{"text": "a\\ud83d"}\n',
             "bad.jsonl:1: character 1 of 'text' is '\\ud83d', half of a surrogate pair",
         ),

@@ -181,6 +181,16 @@ def mixed_adapters_have_equal_weights(original):
     return _stack
 
 
+@fault("miniformer.adapters.exchange.hf_names:hf_plan")
+def names_of_a_backbone_keep_their_prefix(original):
+    """An adapter of a backbone alone is not recognized."""
+
+    def hf_plan(model, *, model_type, backbone=False, per_token=False):
+        return original(model, model_type=model_type, per_token=per_token)
+
+    return hf_plan
+
+
 @fault("miniformer.adapters.exchange.hf_names:_join_lora")
 def fused_products_share_the_first_rows(original):
     """Of several products that a family stores as one, B has the rows of the first."""

@@ -129,3 +129,9 @@ def command_without_run_does_nothing(original):
         return original(name, command, commands)
 
     return make_command_parser
+
+
+@fault("miniformer.registry.plugins:_last_line_of")
+def error_of_a_plugin_has_no_line(original):
+    """The error of a plugin does not name the line that raised it."""
+    return lambda error, module: None

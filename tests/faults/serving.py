@@ -332,6 +332,16 @@ def whole_translations_are_calls(original):
 
 
 @fault("miniformer.serving.routes.translations:encode_prompts")
+def errors_of_translations_name_a_prompt(original):
+    """An error of a source names the field of completions."""
+
+    def encode_prompts(model, prompts, *, truncate, room, field="prompt"):
+        return original(model, prompts, truncate=truncate, room=room)
+
+    return encode_prompts
+
+
+@fault("miniformer.serving.routes.translations:encode_prompts")
 def streamed_translations_lose_their_source(original):
     """All pieces answer the first source."""
 

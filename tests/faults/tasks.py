@@ -627,3 +627,9 @@ def values_of_other_lengths_pass(original):
 def a_column_of_labels_is_ignored_in_silence(original):
     """A language model is trained on classified texts without a hint."""
     return lambda self, records: iter(())
+
+
+@fault("miniformer.tasks.seq2seq:group_copies")
+def predict_gives_one_of_several_targets(original):
+    """Of several targets of a source, `predict` gives the first."""
+    return lambda texts, options: texts[:: options.num_return_sequences]

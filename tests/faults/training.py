@@ -1263,7 +1263,17 @@ def folds_start_again(original):
 @fault("miniformer.training.report.verdicts:_overfitting")
 def no_run_overfits(original):
     """Overfitting is not named."""
-    return lambda train, loss, metric, best_step: iter(())
+    return lambda train, loss, metric, best_step, saved_step: iter(())
+
+
+@fault("miniformer.training.report.verdicts:_best_step")
+def first_of_equal_metrics_is_the_best(original):
+    """Of equal metrics the first one is taken for the best model."""
+
+    def best_step(rows, metric, maximize):
+        return original([{**row, "val_loss": 1.0} for row in rows], metric, maximize)
+
+    return best_step
 
 
 @fault("miniformer.training.report.verdicts:find_verdicts")
@@ -1678,3 +1688,15 @@ def curve_is_upside_down(original):
 def notebook_has_plain_lines(original):
     """A notebook shows lines of text."""
     return lambda console: False
+
+
+@fault("miniformer:_import_progress_bars")
+def import_in_a_notebook_warns(original):
+    """A kernel without ipywidgets prints a warning of tqdm at the first import."""
+    return lambda: None
+
+
+@fault("miniformer.training.setup.run_folder:RunLock.acquire")
+def second_run_shares_a_folder(original):
+    """Two processes may train in the same folder."""
+    return lambda self, folder: folder

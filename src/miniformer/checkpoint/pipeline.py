@@ -44,7 +44,7 @@ from miniformer.model.transformer import Transformer
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.scoring import ScoredText, perplexity, score
 from miniformer.tasks.common.sequence_input import InputTask
-from miniformer.tasks.common.text_generation import TextGenerationTask
+from miniformer.tasks.common.text_generation import TextGenerationTask, group_copies
 from miniformer.tasks.embedding import EmbeddingTask, embed_batch
 
 if TYPE_CHECKING:
@@ -143,10 +143,8 @@ class Pipeline:
         """
         prompts = [prompt] if isinstance(prompt, str) else check_prompts(prompt)
         task, arguments = self._prepare_generation(prompts, **options)
-        texts: list[Any] = [text for text, _ in task.generate(prompts=prompts, **arguments)]
-        copies = arguments["options"].num_return_sequences
-        if copies > 1:
-            texts = [texts[first : first + copies] for first in range(0, len(texts), copies)]
+        outputs = task.generate(prompts=prompts, **arguments)
+        texts = group_copies([text for text, _ in outputs], arguments["options"])
         return texts[0] if isinstance(prompt, str) else texts
 
     def generate_outputs(
@@ -226,7 +224,8 @@ class Pipeline:
         Returns:
             The prediction of one input, or a list of them. A prediction is, for classification, a
             dict of `label`, `score` and `scores`, or of `labels` and `scores`; for regression a
-            number; for seq2seq a string; for tokens a dict of `tokens`, `tags` and more.
+            number; for seq2seq a string, or a list of the best with `num_return_sequences` above 1;
+            for tokens a dict of `tokens`, `tags` and more.
 
         Raises:
             InputError: inputs differ in kind from the training data, or are too long; its

@@ -198,9 +198,6 @@ def _predictor(
         return lambda inputs: list(
             by_adapter(_values(inputs), _adapter_names(inputs, field), **options)
         )
-    if (values["num_return_sequences"] or 1) > 1:
-        options.pop("batch_size", None)
-        return lambda inputs: list(pipeline.generate(_values(inputs), **options))
     return lambda inputs: list(pipeline.predict_all(_values(inputs), **options))
 
 

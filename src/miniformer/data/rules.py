@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 from miniformer.config import UserError
@@ -18,6 +18,12 @@ class FittableTask(Protocol):
 
     def is_empty(self, record: Record) -> bool:
         """Returns whether a record has no target for a loss."""
+
+    def reads_text(self) -> bool:
+        """Returns whether records have texts."""
+
+    def texts(self, record: Record) -> Iterator[str]:
+        """Yields the texts of a record, learned or not."""
 
 
 T = TypeVar("T", bound=FittableTask)
@@ -41,8 +47,15 @@ def require_nonempty(task: FittableTask, records: Records) -> None:
     Raises:
         UserError: no record has a target for a loss.
     """
-    if all(task.is_empty(record) for record in records):
-        raise UserError(f"{records.name}: every record's text is empty or blank")
+    if not all(task.is_empty(record) for record in records):
+        return
+    texts = (text for record in records for text in task.texts(record))
+    if task.reads_text() and any(text.strip() for text in texts):
+        raise UserError(
+            f"{records.name}: no record has anything to learn: each text is a prompt or has "
+            "learn=false; leave learn out, or set it to true, where the model is to learn"
+        )
+    raise UserError(f"{records.name}: every record's text is empty or blank")
 
 
 def group_similar_labels(labels: Iterable[Any]) -> list[list[Any]]:

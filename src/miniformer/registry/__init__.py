@@ -243,8 +243,8 @@ def resolve(kind: str, name: str) -> Any:
         sys.path.append(folder)
     try:
         return plugins.import_path(name)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (Exception, SystemExit) as error:
+        reason = plugins.describe_error(error, name.partition(":")[0])
         raise UserError(f"{kind} {name!r} cannot be imported: {reason}") from error
 
 

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from miniformer.registry.plugins import describe_error
 from miniformer.utils.errors import UserError
 
 
@@ -23,15 +24,21 @@ def call_with_options(
         label: the setting, for errors.
 
     Raises:
-        UserError: see `check_options`; or the component refuses a value.
+        UserError: see `check_options`; or the component refuses a value or fails.
     """
     check_options(component, name, options, num_args=len(args), label=label)
     try:
         return component(*args, **options)
     except UserError:
         raise
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{label}: {name}: {error}") from error
+    except Exception as error:
+        module = getattr(component, "__module__", None) or ""
+        is_own = module.partition(".")[0] == __name__.partition(".")[0]
+        if is_own and not isinstance(error, TypeError | ValueError):
+            raise  # a mistake of this code
+        refuses = isinstance(error, ValueError) or is_own
+        reason = str(error) if refuses else describe_error(error, module)
+        raise UserError(f"{label}: {name}: {reason}") from error
 
 
 def check_options(

@@ -13,6 +13,7 @@ import ast
 import importlib
 import importlib.util
 import re
+import traceback
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -94,14 +95,39 @@ def load(kind: str, entry: EntryPoint) -> Any:
         try:
             return entry.load()
         except (Exception, SystemExit) as error:
-            message = " ".join(str(error).split())
-            problem = f"cannot be imported: {type(error).__name__}: {message}"
+            problem = f"cannot be imported: {describe_error(error, entry.module)}"
             cause: BaseException | None = error
     else:
         cause = None
     raise PluginError(
         kind, entry.name, f"{kind} {entry.name!r} of {origin(entry)} {problem}"
     ) from cause
+
+
+def describe_error(error: BaseException, module: str) -> str:
+    """Type, message and, if code of the plugin raised the error, its file and line.
+
+    Args:
+        error: the error, with its traceback.
+        module: a module of the plugin.
+    """
+    text, position = str(error), _last_line_of(error, module)
+    if isinstance(error, SyntaxError) and error.filename:
+        text, position = error.msg, f"{error.filename}:{error.lineno}"
+    described = f"{type(error).__name__}: {' '.join(text.split())}".removesuffix(": ")
+    return described if position is None else f"{described} ({position})"
+
+
+def _last_line_of(error: BaseException, module: str) -> str | None:
+    """`file:line` of the last call in the code of a plugin; None: there is none."""
+    top = module.partition(".")[0]
+    source = _find_source(top)
+    if source is None or top == __name__.partition(".")[0]:
+        return None
+    root = source.parent if source.name == "__init__.py" else source
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(root)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
 
 
 def _api_problem(entry: EntryPoint) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
-from miniformer.config import GenerationConfig, UserError
+from miniformer.config import GenerationConfig, InputError, UserError
 from miniformer.generation.api import GenerationInput
 from miniformer.generation.detokenizer import StopStringChecker, StreamingDetokenizer
 from miniformer.generation.logits_processors import Processor
@@ -116,13 +116,20 @@ def max_new_tokens(
 ) -> int:
     """New tokens of each sequence: as asked, at most the limit and the rest of the context.
 
+    The decoder of a seq2seq model begins with its start token, and not with the source.
+
     Raises:
         ApiError: a prompt leaves no room for `asked` tokens, or for one.
     """
     context = model.pipeline.model.config.max_seq_len
     longest = max(len(item.input_ids) for item in inputs)
     room = context - longest
-    if room < max(1, asked or 1):
+    if room < (asked or 1) and inputs[0].source is not None:
+        raise ApiError(
+            f"max_tokens={asked or 1} is above the {room} tokens of a target; lower it",
+            param="max_tokens", code="context_length_exceeded",
+        )  # fmt: skip
+    if room < (asked or 1):
         raise ApiError(
             f"a prompt of {longest} tokens and max_tokens={asked or 1} exceed the context of "
             f"{context} tokens; shorten the prompt or max_tokens",
@@ -228,7 +235,12 @@ def _tokens_of(events: list[tuple[Job, Any]]) -> dict[Job, list[Token]]:
 
 
 def encode_prompts(
-    model: ServedModel, prompts: SequenceOf[Any], *, truncate: bool, room: int
+    model: ServedModel,
+    prompts: SequenceOf[Any],
+    *,
+    truncate: bool,
+    room: int,
+    field: str = "prompt",
 ) -> list[GenerationInput]:
     """Prompts as inputs of the decoder.
 
@@ -237,6 +249,7 @@ def encode_prompts(
         prompts: texts, or lists of token ids.
         truncate: truncate prompts that are too long.
         room: tokens that a truncated prompt leaves.
+        field: field of the request that has the prompts.
 
     Raises:
         ApiError: the model generates no text, a prompt is too long, or an id is out of range.
@@ -246,7 +259,8 @@ def encode_prompts(
         raise wrong_task(model)
     task: Any = pipeline.task
     inputs = []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
+        name = field if len(prompts) == 1 else f"{field}[{number}]"
         if isinstance(prompt, str):
             try:
                 prompt.encode()
@@ -256,16 +270,18 @@ def encode_prompts(
                 )  # fmt: skip
             except UnicodeEncodeError:
                 raise ApiError(
-                    "the prompt has an unpaired surrogate; send UTF-8", param="prompt"
+                    f"{name} has an unpaired surrogate; send UTF-8", param=field
                 ) from None
+            except InputError as error:
+                raise ApiError(error.message_for(0, name), param=field) from None
             except UserError as error:
-                raise ApiError(str(error), param="prompt") from None
+                raise ApiError(f"{name}: {error}", param=field) from None
         elif model.task == "seq2seq":
-            raise ApiError("a seq2seq model takes texts, not token ids", param="prompt")
+            raise ApiError("a seq2seq model takes texts, not token ids", param=field)
         else:
             size = pipeline.model.config.vocab_size
             if bad := [token for token in prompt if not 0 <= token < size]:
-                raise ApiError(f"token id {bad[0]} is not from 0 to {size - 1}", param="prompt")
+                raise ApiError(f"token id {bad[0]} is not from 0 to {size - 1}", param=field)
             inputs.append(GenerationInput(prompt))
     return inputs
 

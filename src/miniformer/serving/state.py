@@ -92,7 +92,8 @@ class ServerState:
         except UserError as error:
             raise ApiError(str(error), param="messages") from None
         if hasattr(pipeline.model, "decoder"):
-            return encode_prompts(model, [pipeline.tokenizer.decode(ids)], truncate=False, room=1)
+            text = pipeline.tokenizer.decode(ids)
+            return encode_prompts(model, [text], truncate=False, room=1, field="messages")
         return [GenerationInput(ids)]
 
     def template(self, model: ServedModel) -> ChatTemplate | None:

@@ -125,6 +125,8 @@ class LanguageModeling(TextGenerationTask):
 
     def is_empty(self, record: Record) -> bool:
         text = record["text"]
+        if is_chat(text):
+            return not learned_bytes(text, self.train_on)
         return not (text if isinstance(text, str) else learned_text(text)).strip()
 
     def texts(self, record: Record) -> Iterator[str]:

@@ -47,7 +47,7 @@ from miniformer.tasks.common.seq2seq_batch import (
     seq2seq_example_losses,
     seq2seq_loss,
 )
-from miniformer.tasks.common.text_generation import TextGenerationTask
+from miniformer.tasks.common.text_generation import TextGenerationTask, group_copies
 from miniformer.tasks.common.text_metrics import (
     compute_text_metrics,
     exact_matches,
@@ -438,16 +438,12 @@ class Seq2Seq(TextGenerationTask):
         truncate: bool = False,
         batch_size: int | None = None,
     ) -> list[Any]:
-        """The best target of each source; see `generate_text`."""
+        """The best target of each source, or a list of the best `num_return_sequences`."""
         assert tokenizer is not None
         self.check_sources(inputs)
-        options = dataclasses.replace(options, num_return_sequences=1)
-        if batch_size is None:
-            return self.generate_text(model, tokenizer, inputs, options, truncate=truncate)
-        outputs = self.generate(
-            model, tokenizer, inputs, options, truncate=truncate, batch_size=batch_size
-        )
-        return [text for text, _ in outputs]
+        size: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+        outputs = self.generate(model, tokenizer, inputs, options, truncate=truncate, **size)
+        return group_copies([text for text, _ in outputs], options)
 
     def check_sources(self, inputs: Sequence[Any]) -> None:
         """Raises an InputError for sources of another kind than those of training."""

@@ -70,11 +70,11 @@ def train(
         if config.resume == AUTO:
             config = launcher.broadcast_from_rank0(partial(resume_auto, config, earlier, console))
         config, checkpoint = resolve_resume(config, earlier)
-        with run_folder.run_folder_errors() as created:
+        with run_folder.run_folder_errors() as created, run_folder.RunLock(config.resume) as lock:
 
             def create_folder() -> Path:
                 new = run_folder.create_run_folder(Path(config.work_dir), name, created)
-                return attempts.register(new)
+                return attempts.register(lock.acquire(new))
 
             own = builders.build_callbacks(callbacks, config.callbacks)
             console = launcher.rank0_console(console)

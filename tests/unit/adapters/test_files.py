@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 import miniformer
 from miniformer import Pipeline, TransformerConfig, UserError, adapters, cli
 from miniformer.adapters.directory import read_adapter
+from miniformer.adapters.exchange.hf_names import to_native
 from miniformer.adapters.exchange.peft_export import write_peft
 from miniformer.adapters.files import check_base
+from miniformer.adapters.settings import LoraSettings
 from miniformer.config.architectures import architecture_config
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.registry import get
@@ -282,6 +284,21 @@ def test_names_of_a_family_and_back(family, tmp_path):
         assert not rows[2].any()
     else:
         assert sorted(key.rpartition(".")[2] for key in own) == ["k_proj", "q_proj"]
+
+
+@pytest.mark.catches("names_of_a_backbone_keep_their_prefix")
+def test_tensor_without_a_place_is_named(tmp_path):
+    """A head of peft that the base lacks is named, and not a module that the base has."""
+    fields = {"max_seq_len": 32, "dropout": 0.0, "vocab_size": 31, "d_model": 16, "n_heads": 4}
+    config = TransformerConfig(**architecture_config("llama", n_layers=1, **fields))
+    model = miniformer.Transformer(config)
+    settings, tensors = LoraSettings(), {"zebra.weight": torch.ones(2, 16)}
+    for part in ("q_proj.lora_A", "q_proj.lora_B"):
+        for prefix in ("model.", ""):
+            name = f"{prefix}layers.0.self_attn.{part}.weight"
+            with pytest.raises(UserError, match=r"zebra\.weight is no module of this base") as e:
+                to_native(model, None, settings, {name: torch.ones(1, 16), **tensors}, tmp_path)
+            assert "LlamaForCausalLM in the names of transformers" in str(e.value)
 
 
 @pytest.mark.catches("exported_pissa_has_half_the_alpha", "family_of_an_exported_adapter_is_lost")

@@ -132,6 +132,7 @@ def test_predict_command_names_the_line_of_standard_input(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.catches("predict_gives_one_of_several_targets")
 def test_predict_several_targets_of_each_source(models, tmp_path, capsys):
     source = write_rows(
         tmp_path / "in.jsonl", [{"source": "ab", "id": 1}, {"source": "b", "id": 2}]
@@ -145,6 +146,11 @@ def test_predict_several_targets_of_each_source(models, tmp_path, capsys):
         ["ab", "b"], num_beams=3, num_return_sequences=2, max_new_tokens=3
     )
     assert rows == [{"id": n + 1, "prediction": texts} for n, texts in enumerate(expected)]
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 3, "batch_size": 1}
+    assert load(models / "seq2seq").predict(["ab", "b"], **options) == expected
+    assert load(models / "seq2seq").predict("ab", **options) == expected[0]
+    assert cli.main([*base, *arguments, "--batch_size", "1"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
 
 
 @pytest.mark.parametrize(

@@ -100,13 +100,14 @@ def test_doctor_check_mistakes_are_user_errors(capsys):
 
 
 def test_doctor_skips_a_check_that_cannot_be_imported(install, capsys):
-    install("checks", {"check": {"broken": "checks:run"}}, code="import no_such_module\n")
+    folder = install("checks", {"check": {"broken": "checks:run"}}, code="import no_such_module\n")
     assert main(["--family", "gpt2"]) == 0
     done = capsys.readouterr()
     assert PASSED in done.out
     assert done.err == (
         "miniformer: warning: check 'broken' of checks 1.0 (checks:run) cannot be imported: "
-        "ModuleNotFoundError: No module named 'no_such_module'; it is skipped\n"
+        f"ModuleNotFoundError: No module named 'no_such_module' ({folder}/checks.py:1); it is "
+        "skipped\n"
     )
     assert main(["--family", "gpt2", "--check", "broken"]) == 2
     assert "miniformer: error: check 'broken' of checks 1.0" in capsys.readouterr().err

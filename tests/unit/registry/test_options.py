@@ -1,6 +1,7 @@
 """Options of components: bound as Python binds arguments, with messages for users."""
 
 import inspect
+import types
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,10 @@ class Part:
     def __init__(self, size, width=2):
         if size < 0:
             raise ValueError(f"size must be at least 0, not {size}")
-        self.size, self.width = size, width
+        self.size, self.width = size, {2: 2, 0: 0, 1: 1, 3: 3}[width]
+
+
+LINE = inspect.getsourcelines(Part.__init__)[1] + 1
 
 
 COMPONENTS = [(plain, 1), (open_ended, 1), (Part, 0), (lambda: 3, 0)]
@@ -67,7 +71,13 @@ def test_component_without_a_signature_is_called():
         (Part, {}, "needs the option 'size'; its options: size, width"),
         (lambda x: x, {"a": 1}, "has no option 'a'; its options: none"),
         (Part, {"size": -1}, "size must be at least 0, not -1"),
-        (Part, {"size": "a"}, "'<' not supported between instances of 'str' and 'int'"),
+        (
+            Part,
+            {"size": "a"},
+            "TypeError: '<' not supported between instances of 'str' and 'int' "
+            f"({__file__}:{LINE})",
+        ),
+        (Part, {"size": 1, "width": "a"}, f"KeyError: 'a' ({__file__}:{LINE + 2})"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_are_a_user_error(component, options, message):
@@ -76,6 +86,12 @@ def test_options_that_do_not_fit_are_a_user_error(component, options, message):
         call_with_options(component, "part", options, *args, label="callbacks[0]")
     separator = " " if message.startswith(("has", "needs")) else ": "
     assert str(caught.value) == f"callbacks[0]: part{separator}{message}"
+
+
+def test_mistake_of_this_project_is_no_user_error():
+    component = types.FunctionType(Part.__init__.__code__, {"__name__": "miniformer.part"})
+    with pytest.raises(KeyError):
+        call_with_options(component, "part", {"width": 9}, types.SimpleNamespace(), 1, label="x")
 
 
 def test_build_takes_a_name_or_an_object(monkeypatch):

@@ -47,7 +47,7 @@ def test_package_adds_a_kind_and_another_one_its_component(install):
 @pytest.mark.catches("import_of_a_plugin_is_fatal")
 def test_component_that_cannot_be_imported_is_skipped_with_one_warning(install):
     runtimes = {"broken": "fast_decoding:make", "fine": "builtins:len"}
-    install("fast-decoding", {"runtime": runtimes}, code="import no_such_module\n")
+    folder = install("fast-decoding", {"runtime": runtimes}, code="import no_such_module\n")
     with pytest.warns(PluginWarning) as caught:
         names = [name for name, _ in registry.load_all("runtime", last_first=True)]
     assert names == ["fine", "cuda_graphs", "native"]
@@ -55,27 +55,38 @@ def test_component_that_cannot_be_imported_is_skipped_with_one_warning(install):
     (warning,) = caught
     assert str(warning.message) == (
         "runtime 'broken' of fast-decoding 1.0 (fast_decoding:make) cannot be imported: "
-        "ModuleNotFoundError: No module named 'no_such_module'; it is skipped"
+        f"ModuleNotFoundError: No module named 'no_such_module' ({folder}/fast_decoding.py:1); it "
+        "is skipped"
     )
 
 
 @pytest.mark.parametrize(
     ("code", "cause"),
     [
-        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("def cube(x:\n", "SyntaxError: "),
-        ("1 / 0\n", "ZeroDivisionError: division by zero"),
+        (
+            "import no_such_module\n",
+            "ModuleNotFoundError: No module named 'no_such_module' (FILE:1)",
+        ),
+        ("x = 1\ndef cube(x:\n", "SyntaxError: '(' was never closed (FILE:2)"),
+        ("\n1 / 0\n", "ZeroDivisionError: division by zero (FILE:2)"),
+        ("import json\njson.loads('{')\n", "JSONDecodeError: Expecting property name"),
+        ("import json\njson.loads('{')\n", " (FILE:2)"),
+        ("import sys\nsys.exit(3)\n", "SystemExit: 3 (FILE:2)"),
         ("other = 1\n", "AttributeError: module 'broken_parts' has no attribute 'cube'"),
     ],
 )
+@pytest.mark.catches("error_of_a_plugin_has_no_line")
 def test_component_that_is_named_and_cannot_be_imported_is_an_error(install, code, cause):
-    install("broken-parts", {"activation": {"cube": "broken_parts:cube"}}, code=code)
+    folder = install("broken-parts", {"activation": {"cube": "broken_parts:cube"}}, code=code)
     TransformerConfig(activation="cube")  # the name is known
     TransformerConfig(activation="gelu")
     with pytest.raises(UserError) as caught:
         registry.get("activation", "cube")
     message = "activation 'cube' of broken-parts 1.0 (broken_parts:cube) cannot be imported: "
-    assert str(caught.value).startswith(message + cause)
+    text = str(caught.value)
+    assert text.startswith(message)
+    assert len(text.splitlines()) == 1
+    assert cause.replace("FILE", str(folder / "broken_parts.py")) in text
     assert caught.value.__cause__ is not None
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 

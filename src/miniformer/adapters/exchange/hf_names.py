@@ -105,16 +105,17 @@ def to_native(
     if modules <= own:
         return settings, tensors
     metadata = {} if base is None else read_hf_metadata(base)
+    unknown = modules - own
     for backbone in (False, True):
         plan = hf_plan(model, model_type=metadata.get("model_type"), backbone=backbone)
         known = {item.hf_name.removesuffix(_WEIGHT) for item in plan.mappings}
         known |= {item.hf_name for item in plan.mappings}
         if modules <= known:
             return _rename_to_native(plan.mappings, settings, tensors)
-    unknown = sorted(modules - known)[0]
+        unknown = min(unknown, modules - known, key=len)  # of the names that fit best
     raise UserError(
-        f"{path}: {unknown} is no module of this base, which is a {plan.class_name} in the names "
-        "of transformers"
+        f"{path}: {min(unknown)} is no module of this base, which is a {plan.class_name} in the "
+        "names of transformers"
     )
 
 

@@ -17,6 +17,7 @@ from miniformer.serving.routes.schemas import FAILED, STREAMED, Body
 from miniformer.serving.routes.translations import (
     Translation,
     are_texts,
+    search_translations,
     stream_translations,
     whole_translations,
 )
@@ -115,18 +116,15 @@ async def _translate(
     """Whole translations: in slots of the shared batch, or a beam search as a call."""
     state: ServerState = request.app.state.server
     model = _model_of(body, request, ("seq2seq",))
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    state.check_choices(len(texts) * body.n)
-    if options["num_beams"] == 1 and are_texts(texts):
-        translation = Translation(state, model, request, texts, body.truncate, options)
-        return {"model": model.name, "predictions": await whole_translations(translation)}
-    pipeline = model.pipeline
-    result = await run_call(
-        state, model, request,
-        lambda: pipeline.generate(body.input, truncate=body.truncate, **options),
-    )  # fmt: skip
-    is_single = isinstance(body.input, str)
-    return {"model": model.name, "predictions": [result] if is_single else result}
+    value, task = body.input, model.pipeline.task
+    sources = [value] if isinstance(value, str) or task.is_single_input(value) else value
+    state.check_choices(len(sources) * body.n)
+    translation = Translation(state, model, request, sources, body.truncate, options)
+    if options["num_beams"] == 1 and are_texts(sources):
+        results: list[Any] = await whole_translations(translation)
+    else:
+        results = await search_translations(translation, sources)
+    return {"model": model.name, "predictions": results}
 
 
 async def _predict(body: InputBody, request: Request, tasks: Sequence[str]) -> dict[str, Any]:

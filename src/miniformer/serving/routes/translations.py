@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
+from miniformer.config import InputError
 from miniformer.serving.errors import ApiError, as_api_error
 from miniformer.serving.generation import (
     ClientLeft,
@@ -57,7 +58,9 @@ class Translation:
         return self._searched() if self.is_search else self._decoded(disconnected)
 
     async def _decoded(self, disconnected: Disconnected | None) -> AsyncIterator[dict[str, Any]]:
-        inputs = encode_prompts(self.model, self.texts, truncate=self.truncate, room=1)
+        inputs = encode_prompts(
+            self.model, self.texts, truncate=self.truncate, room=1, field="input"
+        )
         defaults, config = self.model.pipeline.generation, self.state.config
         asked = self.given.get("max_new_tokens")
         count = max_new_tokens(self.model, inputs, asked, config.max_tokens)
@@ -72,14 +75,37 @@ class Translation:
                 yield _piece(delta.choice, 0, delta.text, delta.finish_reason)
 
     async def _searched(self) -> AsyncIterator[dict[str, Any]]:
-        pipeline = self.model.pipeline
         for index, text in enumerate(self.texts):
-            search = functools.partial(
-                pipeline.generate, text, truncate=self.truncate, **self.given
-            )
-            result = await run_call(self.state, self.model, self.request, search)
+            (result,) = await search_translations(self, [text], first=index)
             for rank, translation in enumerate([result] if isinstance(result, str) else result):
                 yield _piece(index, rank, translation, "stop")
+
+
+async def search_translations(
+    translation: Translation, sources: list[Any], *, first: int = 0
+) -> list[Any]:
+    """Translations of sources by a beam search, as a call: a text each, or a list of the n best.
+
+    Args:
+        translation: the request.
+        sources: texts, or lists of vectors.
+        first: number of the first source in the request.
+
+    Raises:
+        ApiError: a source is too long, or no source of this model.
+    """
+    search = functools.partial(
+        translation.model.pipeline.predict_all,
+        sources, truncate=translation.truncate, **translation.given,
+    )  # fmt: skip
+    try:
+        results: list[Any] = await run_call(
+            translation.state, translation.model, translation.request, search
+        )
+    except InputError as error:
+        problems = {first + number: text for number, text in error.problems.items()}
+        raise ApiError(f"input: {InputError(problems)}", param="input") from None
+    return results
 
 
 def _piece(index: int, rank: int, text: str, finish_reason: str | None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class EarlyStopping(L.Callback):
         self.num_validations = self.wait_count = 0  # in all, and since the last improvement
         self.stop_step: int | None = None  # at which the run ended early
         self.best_step = 0  # step of the best metric
-        self._best: dict[str, float] = {}  # smallest values of the signed metric and of the loss
+        self._best: dict[str, float] = {}  # smallest signed metric, smallest loss, loss of the best
 
     @property
     def limit(self) -> int:
@@ -84,10 +84,10 @@ class EarlyStopping(L.Callback):
         self.num_validations += 1
         self.wait_count += 1
         values = {"metric": self.sign * metrics[self.monitor], "loss": metrics["val_loss"]}
-        is_tie = values["metric"] == self._best.get("metric")
         improved = [name for name, x in values.items() if x < self._best.get(name, math.inf)]
-        if "metric" in improved or (is_tie and "loss" in improved):
-            self.best_step = step
+        best = self._best.get("metric", math.inf), self._best.get("loss_of_best", math.inf)
+        if (values["metric"], values["loss"]) < best:  # as of `BestModelCheckpoint`
+            self.best_step, self._best["loss_of_best"] = step, values["loss"]
         for name in improved:
             self._best[name], self.wait_count = values[name], 0
 

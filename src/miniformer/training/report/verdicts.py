@@ -52,14 +52,13 @@ def find_verdicts(
         max_epochs: passes over the data; None: unknown.
         interrupted: the run was interrupted, so that it may still improve.
     """
+    saved_step = _best_step(rows, metric, maximize)
     rows = [row for row in rows if row["step"] <= (stop_step or math.inf)]
     train, loss = _points(rows, "train_loss"), _points(rows, "val_loss")
-    values = _points(rows, f"val_{metric}")
     verdicts = [*_no_learning(train)]
-    if len(loss) >= _MIN_VALIDATIONS:
-        sign = -1.0 if maximize else 1.0
-        best_step = min(values or loss, key=lambda point: sign * point[1])[0]
-        verdicts += _overfitting(train, loss, metric, best_step)
+    best_step = _best_step(rows, metric, maximize)
+    if len(loss) >= _MIN_VALIDATIONS and best_step is not None and saved_step is not None:
+        verdicts += _overfitting(train, loss, metric, best_step, saved_step)
         if not verdicts and stop_step is None and not interrupted:
             verdicts += _underfitting(train, loss, best_step, max_epochs)
     return verdicts
@@ -78,7 +77,9 @@ def _no_learning(train: Points) -> Iterator[Verdict]:
         )
 
 
-def _overfitting(train: Points, loss: Points, metric: str, best_step: float) -> Iterator[Verdict]:
+def _overfitting(
+    train: Points, loss: Points, metric: str, best_step: float, saved_step: float
+) -> Iterator[Verdict]:
     step, lowest = min(loss, key=lambda point: point[1])
     later = [value for at, value in loss if at > step]
     if len(later) < 2 or later[-1] - lowest <= _MIN_RISE * abs(lowest):
@@ -103,7 +104,7 @@ def _overfitting(train: Points, loss: Points, metric: str, best_step: float) -> 
         return
     yield Verdict(
         "overfitting",
-        f"overfitting: {text}; the best model is from step {format_number(best_step)}; try more "
+        f"overfitting: {text}; the best model is from step {format_number(saved_step)}; try more "
         "data, --model_config.dropout 0.3, or a smaller --model_size or vocab_size",
     )
 
@@ -180,6 +181,16 @@ def class_verdicts(
 def _names(names: list[str]) -> str:
     more = len(names) - _MAX_NAMES
     return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _best_step(rows: Sequence[dict[str, float]], metric: str, maximize: bool) -> float | None:
+    """Step of the best model; as in `BestModelCheckpoint`, the lower loss breaks ties."""
+    losses = _points(rows, "val_loss")
+    loss_of, sign = dict(losses), -1.0 if maximize else 1.0
+    values = _points(rows, f"val_{metric}") or losses
+    if not values:
+        return None
+    return min(values, key=lambda point: (sign * point[1], loss_of.get(point[0], math.inf)))[0]
 
 
 def _points(rows: Sequence[dict[str, float]], key: str) -> Points:

@@ -1,14 +1,17 @@
-"""Run folders: created under an unused name, removed if nothing was trained."""
+"""Run folders: created under an unused name, locked in use, removed if nothing was trained."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from miniformer.config import UserError
+from miniformer.training.distributed.launcher import rank
 from miniformer.training.resume.auto import record_start
 from miniformer.training.resume.config import CONFIG_FILE
 from miniformer.training.resume.storage import CHECKPOINTS_DIR
@@ -16,6 +19,7 @@ from miniformer.training.setup.prepare import RunSetup
 from miniformer.utils.atomic import write_json
 
 _NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+LOCK_FILE = ".lock"  # has the process that trains in the folder
 
 
 @contextlib.contextmanager
@@ -77,6 +81,74 @@ def create_run_folder(work_dir: Path, name: str, created: list[Path] | None = No
             number += 1
         except OSError as error:
             raise UserError(f"work_dir: cannot create {folder}: {error.strerror}") from None
+
+
+class RunLock:
+    """Context in which run folders are those of this process alone.
+
+    A lock ends with its process, even a killed one. A file system without locks has none.
+
+    Args:
+        resume: the folder of a run that is resumed.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+
+    def __init__(self, resume: str | None = None) -> None:
+        self._resume, self._files = resume, contextlib.ExitStack()
+
+    def __enter__(self) -> RunLock:
+        if self._resume is not None and rank() == 0:
+            self.acquire(Path(self._resume))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
+
+    def acquire(self, folder: Path) -> Path:
+        """Locks a folder until the context ends; returns the folder.
+
+        Raises:
+            UserError: another process trains in it.
+        """
+        import fcntl  # not on every system
+
+        path = folder / LOCK_FILE
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # later steps name these
+            file = self._files.enter_context(path.open("a+", encoding="utf-8"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                if not _is_killed(owner := file.read().strip()):
+                    self._files.close()
+                    raise UserError(
+                        f"{folder}: the process {owner or 'of another run'} is training in this "
+                        "folder; wait until it ends, or leave resume out for a new run"
+                    ) from None
+            except OSError:  # no locks here
+                return folder
+            self._files.callback(fcntl.flock, file, fcntl.LOCK_UN)  # for worker processes, too
+            self._files.callback(path.unlink, missing_ok=True)
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}\n")
+            file.flush()
+        return folder
+
+
+def _is_killed(owner: str) -> bool:
+    """True for a process of this machine that is gone; its workers have the lock for seconds."""
+    pid, _, node = owner.partition(" on ")
+    if node != platform.node() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def save_setup(folder: Path, run: RunSetup) -> None:

@@ -61,3 +61,35 @@ def test_wrong_streams_are_refused_before_they_begin(http, body, message):
     answer = http.post("/v1/translate", json={**body, "stream": True})
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
+
+
+LONG = "ab" * 100
+
+
+@pytest.mark.catches("errors_of_translations_name_a_prompt")
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"input": LONG}, "input", "input is 73 tokens longer than the model reads"),
+        ({"input": ["ab", LONG]}, "input", "input[1] is 73 tokens longer than the model reads"),
+        ({"input": LONG, "stream": True}, "input", "input is 73 tokens longer"),
+        ({"input": ["a", LONG], "num_beams": 2}, "input", "input: input 1 is 73 tokens longer"),
+        (
+            {"input": ["a", LONG], "num_beams": 2, "stream": True}, None,
+            "input: input 1 is 73 tokens longer",
+        ),
+        ({"input": [1]}, "input", "input: input 0 must be a string, not 1"),
+        ({"input": "a", "max_tokens": 200}, "max_tokens", "max_tokens=200 is above the 127 tokens"),
+    ],
+)  # fmt: skip
+def test_errors_of_translations_name_their_field(http, body, param, message):
+    answer = http.post("/v1/translate", json={"model": "mt", **body})
+    if param is None:  # the event that follows the translation of the first source
+        events = [line for line in answer.text.splitlines() if "error" in line]
+        (error,) = (json.loads(line.removeprefix("data: "))["error"] for line in events)
+        param = "input"
+    else:
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+    assert error["param"] == param
+    assert error["message"].startswith(message)

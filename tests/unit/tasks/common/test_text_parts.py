@@ -123,6 +123,15 @@ def test_prompt_and_completion_are_parts(tmp_path):
     assert LanguageModeling().is_empty({"text": [{"text": "a", "learn": False}, {"text": " "}]})
 
 
+def test_conversation_without_learned_turns_is_empty_unless_all_is_learned():
+    question = {"role": "user", "content": "a"}
+    answer = {"role": "assistant", "content": "b"}
+    assert not LanguageModeling().is_empty({"text": [question, answer]})
+    record = {"text": [question, {**answer, "learn": False}]}
+    assert LanguageModeling().is_empty(record)
+    assert not LanguageModeling(train_on="all").is_empty(record)
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

@@ -8,7 +8,7 @@ import pytest
 
 from miniformer.training.callbacks.budget import Budget, Cooldown
 from miniformer.training.callbacks.early_stopping import EarlyStopping
-from miniformer.training.callbacks.validation import ValidationSchedule
+from miniformer.training.callbacks.validation import BestModelCheckpoint, ValidationSchedule
 from miniformer.training.lit_module import MiniFormerLitModule
 from tests.kit import tiny_model
 
@@ -58,6 +58,16 @@ def test_improvement_is_that_of_the_metric_or_of_the_loss():
     assert callback.best_step == 100
     callback, _ = stop_of(falling[::-1], flat, maximize=True, patience=3)
     assert (callback.stop_step, callback.best_step) == (40, 10)
+
+
+def test_best_step_is_that_of_the_saved_model_among_equal_metrics():
+    """Compared with `BestModelCheckpoint`: a tie is broken by the loss of the best, not of all."""
+    losses, accuracies = [0.5, 0.4, 0.45, 0.6, 0.45], [0.9, 0.8, 0.9, 0.9, 0.9]
+    callback, _ = stop_of(losses, accuracies, maximize=True, patience=9)
+    saved = BestModelCheckpoint(lambda metrics: None, monitor="val_accuracy", maximize=True)
+    for number, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), 1):
+        saved.update({"val_loss": loss, "val_accuracy": accuracy, "step": 10 * number})
+    assert callback.best_step == saved.best_metrics["step"] == 30
 
 
 def test_patience_of_zero_never_stops():

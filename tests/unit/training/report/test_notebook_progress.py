@@ -1,15 +1,18 @@
 """Training progress in a notebook: a display that is updated in place."""
 
+import importlib
 import io
 import math
 import re
 import sys
 import types
+import warnings
 import xml.etree.ElementTree
 
 import pytest
 from rich.console import Console
 
+import miniformer
 from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.progress import ProgressCallback
 from miniformer.training.callbacks.progress_line import TrainingStatus
@@ -128,3 +131,22 @@ def test_run_result_shows_a_table_in_a_notebook(tmp_path):
         "test loss": "0.5",
         "report": str(tmp_path / "report.html"),
     }
+
+
+@pytest.mark.catches("import_in_a_notebook_warns")
+@pytest.mark.parametrize("with_miniformer", [True, False])
+def test_import_in_a_kernel_without_ipywidgets_does_not_warn(monkeypatch, with_miniformer):
+    """Without an import of this package first, tqdm warns in this kernel."""
+    shell = types.ModuleType("IPython")
+    shell.get_ipython = types.SimpleNamespace
+    for name, module in (("ipykernel.zmqshell", shell), ("IPython", shell), ("ipywidgets", None)):
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("tqdm.auto", "tqdm.autonotebook", "tqdm.notebook"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if with_miniformer:
+            assert miniformer.UserError
+        importlib.import_module("tqdm.auto")
+    names = [warning.category.__name__ for warning in caught]
+    assert names == ([] if with_miniformer else ["TqdmWarning"])

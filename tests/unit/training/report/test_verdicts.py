@@ -81,6 +81,25 @@ def test_overfitting_names_steps_and_losses():
     assert "the best model is from step 300" in verdict.text
 
 
+@pytest.mark.catches("first_of_equal_metrics_is_the_best")
+def test_overfitting_names_the_step_of_the_best_model_among_equal_metrics():
+    """Of equal accuracies, the best model is that of the lowest validation loss."""
+    options = {"metric": "accuracy", "maximize": True}
+    (verdict,) = find_verdicts(curves(falling, turning, lambda x: 0.9), **options)
+    assert "the best model is from step 300" in verdict.text
+    (verdict,) = find_verdicts(
+        curves(falling, turning, lambda x: 0.9 - (0.2 < x < 0.45)), **options
+    )
+    assert "the best model is from step 200" in verdict.text
+
+
+def test_overfitting_names_a_best_model_of_the_cooldown():
+    annealed = {"step": 1100, "train_loss": 0.1, "val_loss": 0.5}
+    (verdict,) = find_verdicts([*curves(falling, turning), annealed], stop_step=1000)
+    assert "rises since step 300" in verdict.text
+    assert "the best model is from step 1,100" in verdict.text
+
+
 def test_underfitting_suggests_twice_the_epochs():
     (verdict,) = find_verdicts(curves(falling, falling), max_epochs=10)
     assert "try --max_epochs 20 or a longer --max_time" in verdict.text
