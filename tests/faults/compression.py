@@ -246,3 +246,15 @@ def budget_holds_on_calibration_records(original):
 def groups_are_always_of_32(original):
     """All matrices have groups of 32."""
     return lambda model, to, group=32: original(model, to, 32)
+
+
+@fault("miniformer.compression.source:_without_exits")
+def source_keeps_its_exits(original):
+    """Compression computes losses with the early exits of its model."""
+    return lambda model: model
+
+
+@fault("miniformer.compression.source:relative_change")
+def change_of_a_loss_is_divided_by_its_sign(original):
+    """A lower loss below zero is a rise."""
+    return lambda before, after: after / before - 1

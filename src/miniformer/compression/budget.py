@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.compression.source import data_loss, relative_change, with_model
 from miniformer.compression.weights import Types, named_matrices, rounded_weight
 from miniformer.config import UserError
 from miniformer.data.reading.records import as_records
@@ -104,11 +105,12 @@ def hold_budget(
     least = {name: rounded_weight(source[name], item) for name, item in types.items()}
 
     def loss_of(weights: Mapping[str, Tensor], part: Any) -> float:
-        return model_loss(pipeline, _with_weights(plain, original, weights), part)
+        return data_loss(with_model(pipeline, _with_weights(plain, original, weights)), part)
 
     base, sample_base = loss_of({}, records), loss_of({}, sample)
     sensitivities = {
-        name: loss_of({name: weight}, sample) / sample_base - 1 for name, weight in least.items()
+        name: relative_change(sample_base, loss_of({name: weight}, sample))
+        for name, weight in least.items()
     }
     steps = ladder(types, sensitivities)
 
@@ -166,13 +168,6 @@ def render_table(rows: list[MatrixRow] | tuple[MatrixRow, ...]) -> str:
         bits = "as it was" if row.bits is None else str(row.bits)
         lines.append(f"{row.name:{width}}  {bits:9}  {100 * row.sensitivity:+.4f} %")
     return "\n".join(lines)
-
-
-def model_loss(pipeline: Pipeline, model: Any, data: Any) -> float:
-    """Loss of a model with the task of a pipeline."""
-    changed = Pipeline(model, pipeline.tokenizer, pipeline.task, pipeline.generation)
-    changed.data_settings = pipeline.data_settings
-    return float(changed.evaluate(data, num_resamples=0).metrics["loss"])
 
 
 def _with_weights(model: Any, original: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Any:

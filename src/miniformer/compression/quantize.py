@@ -12,18 +12,24 @@ from typing import Any
 
 import torch
 
-from miniformer.checkpoint.directory import atomic_model_directory, require_empty
+from miniformer.checkpoint.directory import require_empty
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.checkpoint.stored_types import GROUP
 from miniformer.compression.budget import (
     MatrixRow,
     check_other_data,
     hold_budget,
-    model_loss,
     parse_budget,
     render_table,
 )
-from miniformer.compression.source import read_source
+from miniformer.compression.source import (
+    check_without_transforms,
+    data_loss,
+    read_source,
+    relative_change,
+    stored_kinds,
+    write_directory,
+)
 from miniformer.compression.weights import (
     Types,
     check_group,
@@ -78,7 +84,7 @@ class Quantized:
             )
         if self.losses is not None:
             first, second = self.losses
-            change = 100 * (second / first - 1)
+            change = 100 * relative_change(first, second)
             lines.append(f"loss: {first:.5f} before, {second:.5f} after ({change:+.3f} %)")
         if self.table:
             lines.append(render_table(self.table))
@@ -139,7 +145,7 @@ def quantize(
     if aware and group != GROUP:
         raise UserError(f"the weights were trained in groups of {GROUP}; leave group out")
     types, unchanged = _stored_types(original, to, group, aware)
-    first_loss = None if pipeline is None or data is None else model_loss(pipeline, original, data)
+    first_loss = None if pipeline is None or data is None else data_loss(pipeline, data)
     if aware:
         original = merge_transforms(original)
     calibrated, table = None, list[MatrixRow]()
@@ -155,18 +161,10 @@ def quantize(
         stored.weight_storage = types
     else:
         stored = _with_types(original if calibrated is None else calibrated, types, to)
-    if pipeline is None:
-        with atomic_model_directory(out) as folder:
-            stored.save_pretrained(folder)
-    else:
-        result = Pipeline(stored, pipeline.tokenizer, pipeline.task, pipeline.generation)
-        result.directory, result.hf_metadata = pipeline.directory, pipeline.hf_metadata
-        result.data_settings = pipeline.data_settings
-        result.save(out)
+    write_directory(stored, pipeline, out)
     losses = None
-    if first_loss is not None and data is not None:
-        written = load(out)
-        losses = first_loss, model_loss(written, written.model, data)
+    if first_loss is not None:
+        losses = first_loss, data_loss(load(out), data)
     sizes = {name: matrix.weight.numel() for name, matrix in named_matrices(original).items()}
     return Quantized(
         directory=out,
@@ -220,16 +218,15 @@ def _with_types(model: Any, types: Types, to: str) -> Any:
 
 
 def _check_model(model: Any, to: str) -> bool:
-    """Checks a model; returns whether it was trained with the rounding of `to`.
+    """Checks a model; returns True if it was trained with the rounding of `to`.
 
     Raises:
         UserError: the model is quantized already, has transforms, or was trained for another type.
     """
     if model.weight_storage:
-        kinds = sorted({str(item["type"]) for item in model.weight_storage.values()})
         raise UserError(
-            f"the model is quantized already ({', '.join(kinds)}); weights are not rounded twice: "
-            "quantize the model that it was made of"
+            f"the model is quantized already ({stored_kinds(model)}); weights are not rounded "
+            "twice: quantize the model that it was made of"
         )
     if trained := [item.get("to") for item in model.transforms if item["type"] == _AWARE]:
         if trained[0] != to:
@@ -238,11 +235,7 @@ def _check_model(model: Any, to: str) -> bool:
             )
         if len(trained) == len(model.transforms):
             return True
-    if model.transforms:
-        names = ", ".join(item["type"] for item in model.transforms)
-        raise UserError(
-            f"the model has transforms ({names}); merge them first: miniformer.merge_transforms"
-        )
+    check_without_transforms(model)
     return False
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from miniformer.model.config_file import read_config
 
 
 def read_source(model: Any, action: str) -> Any:
-    """A `Pipeline`, or a model without a task.
+    """A `Pipeline`, or a model without a task, which computes with all layers.
+
+    Early exits hide later layers from records, and their threshold holds for one model only.
 
     Args:
         model: one of them, a model directory, or the folder of a run.
@@ -24,16 +28,28 @@ def read_source(model: Any, action: str) -> Any:
         UserError: it is something else, or the directory is none of a model.
     """
     if not isinstance(model, str | Path):
-        if isinstance(model, Pipeline) or hasattr(model, "save_pretrained"):
-            return model
+        if isinstance(model, Pipeline):
+            plain = _without_exits(model.model)
+            return model if plain is model.model else with_model(model, plain)
+        if hasattr(model, "save_pretrained"):
+            return _without_exits(model)
         raise UserError(
             f"{action} takes a Pipeline, a model or a model directory, not a {type(model).__name__}"
         )
     directory = Path(resolve_model(str(model)))
     if (directory / "task.json").exists():
-        return load(directory)
+        return read_source(load(directory), action)
     architecture, _ = read_config(directory)
     return MODEL_CLASSES[get_model_kind(directory, architecture)].from_pretrained(directory)
+
+
+def _without_exits(model: Any) -> Any:
+    """The model, or one with the same weights if it has early exits."""
+    if getattr(model, "exit_policy", None) is None:
+        return model
+    plain = copy.copy(model)
+    plain.exit_policy = None
+    return plain
 
 
 def check_without_transforms(model: Any) -> None:
@@ -80,3 +96,10 @@ def with_model(pipeline: Pipeline, model: Any) -> Pipeline:
 def data_loss(pipeline: Pipeline, data: Any) -> float:
     """The loss on labeled records."""
     return float(pipeline.evaluate(data, num_resamples=0).metrics["loss"])
+
+
+def relative_change(before: float, after: float) -> float:
+    """(after - before) / |before|; of 0 to another number infinity."""
+    if before == after:
+        return 0.0
+    return (after - before) / abs(before) if before else math.copysign(math.inf, after)

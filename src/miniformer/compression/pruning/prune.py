@@ -15,6 +15,7 @@ from miniformer.compression.source import (
     check_without_transforms,
     data_loss,
     read_source,
+    relative_change,
     stored_kinds,
     write_directory,
 )
@@ -49,7 +50,7 @@ class Pruned:
         ]
         if self.losses is not None:
             first, second = self.losses
-            change = 100 * (second / first - 1)
+            change = 100 * relative_change(first, second)
             lines.append(f"loss: {first:.5f} before, {second:.5f} after ({change:+.2f} %)")
         return "\n".join(lines)
 

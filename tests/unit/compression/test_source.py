@@ -1,0 +1,72 @@
+"""Compression of a classifier with exits computes with all of its layers."""
+
+import pytest
+import torch
+
+import miniformer
+from miniformer import Pipeline, Tokenizer
+from miniformer.compression.source import read_source, relative_change
+from miniformer.config import UserError
+from miniformer.model.exit_policy import ExitPolicy
+from miniformer.tasks.classification import Classification
+from tests.kit import tiny_model
+
+RECORDS = [{"input": f"{n:x} is {n}", "label": "ab"[n % 2]} for n in range(40)]
+
+
+@pytest.fixture
+def classifier():
+    """A classifier whose records all leave after the first of three layers."""
+    sizes = {"vocab_size": 258, "d_model": 32, "n_layers": 3, "output_dim": 2}
+    model = tiny_model(causal=False, pooling="mean", **sizes)
+    model.exit_policy = ExitPolicy(0.0)
+    task = Classification(classes=["a", "b"], input_kind="text")
+    return Pipeline(model, Tokenizer.train("byte", []), task=task)
+
+
+@pytest.mark.catches("source_keeps_its_exits")
+def test_losses_and_sensitivities_are_those_of_all_layers(classifier, tmp_path):
+    early = classifier.evaluate(RECORDS, num_resamples=0).metrics["loss"]
+    policy, classifier.model.exit_policy = classifier.model.exit_policy, None
+    full = classifier.evaluate(RECORDS, num_resamples=0).metrics["loss"]
+    assert early != pytest.approx(full)
+    classifier.model.exit_policy = policy
+    result = miniformer.quantize(
+        classifier, tmp_path / "q", to="int4", data=RECORDS, budget=0.5, calibrate=[*RECORDS]
+    )
+    assert result.losses[0] == pytest.approx(full)
+    last = [row for row in result.table if row.name.startswith("layers.2.")]
+    assert all(row.sensitivity != 0 for row in last)
+    assert result.losses[1] <= 1.5 * full
+    pruned = miniformer.prune(classifier, tmp_path / "p", remove="heads=0.5,ffn=0.5", data=RECORDS)
+    assert pruned.losses[0] == pytest.approx(full)
+    assert classifier.model.exit_policy is policy
+
+
+def test_a_model_without_exits_is_used_as_it_is(classifier):
+    classifier.model.exit_policy = None
+    assert read_source(classifier, "prune") is classifier
+    assert read_source(classifier.model, "prune") is classifier.model
+    with pytest.raises(UserError, match="prune takes a Pipeline, a model or a model directory"):
+        read_source(torch.nn.Linear(2, 2), "prune")
+
+
+@pytest.mark.catches("change_of_a_loss_is_divided_by_its_sign")
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [(2.0, 3.0, "+50.000"), (-2.0, -1.0, "+50.000"), (0.0, 0.0, "+0.000"), (0.0, 0.5, "+inf")],
+)
+def test_the_change_of_a_loss(before, after, change):
+    assert f"{100 * relative_change(before, after):+.3f}" == change
+
+
+def test_a_loss_of_zero_may_rise_to_a_loss(classifier, tmp_path):
+    """Far from the boundary, the cross-entropy of float32 is 0."""
+    classifier.model.exit_policy = None
+    records = [{**record, "label": "a"} for record in RECORDS]
+    with torch.no_grad():
+        classifier.model.head.weight.zero_()
+        classifier.model.head.bias.copy_(torch.tensor([200.0, -200.0]))
+    result = miniformer.quantize(classifier, tmp_path / "q", to="int4", data=records, budget=0.1)
+    assert result.losses == (0.0, 0.0)
+    assert "(+0.000 %)" in str(result)
