@@ -106,6 +106,17 @@ def stored_types_are_not_decoded_with(original):
 
 
 @fault("miniformer.runtime.native.weights:smallest_exact_dtype")
+def stored_heads_have_eight_bits(original):
+    """Matrices that 4 bits hold get 8."""
+
+    def smallest(weight):
+        dtype = original(weight)
+        return "int8" if dtype == "int4" else dtype
+
+    return smallest
+
+
+@fault("miniformer.runtime.native.weights:smallest_exact_dtype")
 def trained_weights_are_rounded(original):
     """Only the last rows of a matrix are checked."""
     return lambda weight: original(weight[-8:])
@@ -258,3 +269,9 @@ def source_keeps_its_exits(original):
 def change_of_a_loss_is_divided_by_its_sign(original):
     """A lower loss below zero is a rise."""
     return lambda before, after: after / before - 1
+
+
+@fault("miniformer.compression.pruning.prune:check_finite")
+def models_with_nan_are_pruned(original):
+    """Weights that are not finite are pruned as others."""
+    return lambda weights: None

@@ -125,7 +125,13 @@ def right_exits_count_as_losses(original):
 @fault("miniformer.checkpoint.early_exit:read_exit_policy")
 def stored_threshold_is_not_used(original):
     """Loading a directory ignores its threshold."""
-    return lambda directory, model: None
+    return lambda directory, model, task: None
+
+
+@fault("miniformer.checkpoint.early_exit:has_exits")
+def exits_are_of_all_tasks_with_classes(original):
+    """A task with classes in an order has exits."""
+    return lambda task: hasattr(task, "classes")
 
 
 @fault("miniformer.compression.exits.command:parse_share")

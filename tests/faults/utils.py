@@ -50,3 +50,15 @@ def names_may_leave_folder(original):
 def table_cells_are_markup(original):
     """Texts in tables are not escaped."""
     return str
+
+
+@fault("miniformer.utils.jsonl:read_json")
+def deep_files_overflow_the_stack(original):
+    """Files that are nested deeply end with the error of Python's own reader."""
+
+    def read_json(path):
+        import json
+
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    return read_json

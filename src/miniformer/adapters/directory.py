@@ -28,6 +28,7 @@ from miniformer.adapters.tensors import PREFIX, adapter_tensors, split_name, tar
 from miniformer.checkpoint.directory import CHAT_TEMPLATE, atomic_model_directory
 from miniformer.config import UserError
 from miniformer.utils.atomic import atomic_path, write_json, write_text
+from miniformer.utils.jsonl import read_json
 
 CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 INFO_FILE = "miniformer_adapter.json"
@@ -204,10 +205,10 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: the file is missing or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is {path.parent} an adapter directory?") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold an object, not a {type(value).__name__}")

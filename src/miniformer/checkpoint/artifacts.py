@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from miniformer.data.tokenizers.tokenizer import SOURCE_TOKENIZER, Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.base import Task
+from miniformer.utils.jsonl import read_json
 
 MODEL_CLASSES: dict[str, type[Transformer] | type[Seq2SeqTransformer]] = {
     "encoder": Transformer,
@@ -81,7 +81,7 @@ def read_task(path: Path, kind: str) -> Task:
         UserError: the file is missing or invalid.
     """
     try:
-        settings = stored_settings(json.loads(path.read_text(encoding="utf-8")))
+        settings = stored_settings(read_json(path))
         name = settings.pop("task")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a model directory needs its task") from None

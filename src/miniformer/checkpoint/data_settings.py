@@ -7,7 +7,6 @@ digit.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from miniformer.config import ConfigError, StrictConfig, UserError, option
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.evaluation.run_batches import BatchSettings
 from miniformer.utils.columns import split_names
+from miniformer.utils.jsonl import read_json
 
 FILE_NAME = "data.json"
 _COLUMN_FIELDS = ("input_field", "label_field", "text_field")
@@ -85,9 +85,7 @@ def read_data_settings(directory: Path) -> StoredDataSettings:
     """
     path = directory / FILE_NAME
     try:
-        settings = StoredDataSettings.from_dict(
-            json.loads(path.read_text(encoding="utf-8")), stored=True
-        )
+        settings = StoredDataSettings.from_dict(read_json(path), stored=True)
         settings.mapping()
     except FileNotFoundError:
         return StoredDataSettings()

@@ -12,7 +12,6 @@ huggingface.json                                   metadata of an imported model
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.utils.atomic import atomic_directory, write_json, write_text
+from miniformer.utils.jsonl import read_json
 
 HF_METADATA = "huggingface.json"
 # Files that transformers reads a tokenizer from; each tokenizer class uses some of them.
@@ -105,7 +105,7 @@ def read_hf_metadata(directory: Path) -> dict[str, Any]:
     """
     path = directory / HF_METADATA
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from miniformer.config import ConfigError, StrictConfig, UserError, option
 from miniformer.model.exit_policy import ExitPolicy
+from miniformer.utils.jsonl import read_json
 
 FILE_NAME = "early_exit.json"
 
@@ -36,15 +36,25 @@ class StoredExit(StrictConfig):
     n_layers: int = option(2, low=2)
 
 
-def read_exit_policy(directory: Path, model: Any) -> ExitPolicy | None:
+def has_exits(task: Any) -> bool:
+    """True of classification, whose probabilities are a softmax of the outputs of the model."""
+    return bool(task.name == "classification")
+
+
+def read_exit_policy(directory: Path, model: Any, task: Any) -> ExitPolicy | None:
     """The policy of a directory; None: it has no threshold.
+
+    Args:
+        directory: the model directory.
+        model: its model.
+        task: its task.
 
     Raises:
         UserError: the file is invalid, or is that of another model.
     """
     path = directory / FILE_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if isinstance(values, dict):
             fields = {field.name for field in dataclasses.fields(StoredExit)}
             if missing := sorted(fields - values.keys()):
@@ -56,7 +66,7 @@ def read_exit_policy(directory: Path, model: Any) -> ExitPolicy | None:
         message = str(error)
         raise UserError(message if str(path) in message else f"{path}: {message}") from None
     count = len(getattr(model, "layers", ()))
-    if count != stored.n_layers or model.config.output_dim is None:
+    if count != stored.n_layers or not has_exits(task):
         raise UserError(
             f"{path}: the threshold is for a classifier of {stored.n_layers} layers, which this "
             "model is not; remove the file"

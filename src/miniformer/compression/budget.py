@@ -21,6 +21,7 @@ from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.compression.source import data_loss, relative_change, with_model
 from miniformer.compression.weights import Types, named_matrices, rounded_weight
 from miniformer.config import UserError
+from miniformer.data.reading.files import expand_paths
 from miniformer.data.reading.records import as_records
 from miniformer.data.selection import RecordSubset
 
@@ -186,5 +187,5 @@ def _sources(data: Any) -> set[str | int]:
     """Resolved paths of files, or the identity of records in memory."""
     items = data if isinstance(data, list | tuple) else [data]
     if all(isinstance(item, str | Path) for item in items):
-        return {str(Path(item).resolve()) for item in items}
+        return {str(path.resolve()) for path in expand_paths(data)}
     return {id(data)}

@@ -14,7 +14,7 @@ heads, and in int8 and int4 a matrix whose number of inputs is no multiple of 32
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -114,9 +114,19 @@ def named_matrices(model: nn.Module) -> dict[str, WeightMatrix]:
     return matrices
 
 
+def check_finite(weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Checks weights by name.
+
+    Raises:
+        UserError: one is NaN or infinite.
+    """
+    for name, weight in weights:
+        if not weight.isfinite().all():
+            raise UserError(f"{name}: has weights that are not finite; train the model again")
+
+
 def _check_weight(name: str, weight: Tensor, to: str) -> None:
-    if not weight.isfinite().all():
-        raise UserError(f"{name}: has weights that are not finite; train the model again")
+    check_finite([(name, weight)])
     largest = float(weight.abs().max())
     if to == "fp16" and largest > _LARGEST_FP16:
         raise UserError(

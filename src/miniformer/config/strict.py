@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import json
 import sys
 import types
 import warnings
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hi
 
 from miniformer import registry
 from miniformer.config.errors import ConfigError, RenamedWarning, UserError
+from miniformer.utils.jsonl import read_json
 
 # In the words of JSON.
 TYPE_NAMES: dict[type, str] = {
@@ -200,7 +200,7 @@ class StrictConfig:
             UserError: the file is missing, not a JSON object, or not a valid config.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            values = read_json(Path(path))
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
         except ValueError as error:

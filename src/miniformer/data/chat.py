@@ -7,7 +7,6 @@ spells a special token does not become one.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from miniformer.config import UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.utils.jsonl import read_json
 
 # Templates of this project, by name.
 TEMPLATES = {
@@ -55,7 +55,7 @@ def read_template(directory: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+        template = read_json(path).get("chat_template")
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a JSON object: {error}") from None
     if isinstance(template, list):  # several by name
@@ -105,7 +105,7 @@ class ChatTemplate:
         self._variables = dict(special_tokens or {})
         try:
             self._template = self._environment.from_string(TEMPLATES.get(source, source))
-        except (TemplateError, RecursionError) as error:
+        except TemplateError as error:
             raise UserError(f"the chat template is invalid: {error}") from None
         self.has_generation_tag = self._environment.has_generation_tag
 

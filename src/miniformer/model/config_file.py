@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from miniformer import registry
 from miniformer.config import ConfigError, TransformerConfig, UserError
 from miniformer.model.hub import suggest_model_directory
 from miniformer.utils.atomic import atomic_path, write_json, write_text
+from miniformer.utils.jsonl import read_json
 
 FORMAT_VERSIONS = ("1", "2")
 STORAGE_FILE = "quantization.json"
@@ -73,7 +73,7 @@ def read_description(directory: Path) -> ModelDescription:
                 f"{directory}: format version {version}; this version of Miniformer reads "
                 f"{' and '.join(FORMAT_VERSIONS)}"
             )
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         extra = _pop_extra(values, path) if version != "1" else {}
         architecture = values.pop("architecture")
         config = TransformerConfig.from_dict(values, stored=True)
@@ -127,7 +127,7 @@ def check_required_packages(directory: Path) -> None:
         UserError: one is not installed.
     """
     try:
-        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        values = read_json(directory / "config.json")
         packages = [package for package in values.get("requires", ()) if isinstance(package, str)]
     except (OSError, ValueError, AttributeError, TypeError):
         return  # reading the model reports it

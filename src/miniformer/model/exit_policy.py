@@ -49,7 +49,7 @@ class ExitPolicy:
         self.num_records += len(inputs)
         while True:
             outputs = batch.outputs()
-            leaves = outputs.softmax(-1).amax(-1) >= self.threshold
+            leaves = outputs.float().softmax(-1).amax(-1) >= self.threshold
             if batch.is_complete:
                 leaves = torch.ones_like(leaves)
             if results is None:

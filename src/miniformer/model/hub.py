@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from miniformer.config import UserError
 from miniformer.utils.atomic import backup_path
+from miniformer.utils.jsonl import read_json
 
 # Model files, without pickles and code.
 _ALLOW_PATTERNS = [
@@ -62,7 +62,7 @@ def resolve_directory(name_or_path: str | Path, revision: str | None = None) -> 
 def _extra_files(directory: Path) -> list[str]:
     """Names of the further files that the config of a model lists."""
     try:
-        files = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("files")
+        files = read_json(directory / "config.json").get("files")
     except (OSError, ValueError, AttributeError):
         return []
     return [name for name in files or () if isinstance(name, str)]

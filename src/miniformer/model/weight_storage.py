@@ -13,7 +13,6 @@ tensors itself gets them as they are.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from miniformer import registry
 from miniformer.config import UserError
 from miniformer.model.matrices import WeightMatrix, named_components, weight_matrices
+from miniformer.utils.jsonl import read_json
 
 Entries = dict[str, dict[str, Any]]
 _KIND = "weight_storage"
@@ -139,7 +139,7 @@ def read_entries(path: Path) -> Entries:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise ValueError(f"larger than {_LARGEST_FILE:,} bytes")
-        entries: Entries = json.loads(path.read_text(encoding="utf-8"))["matrices"]
+        entries: Entries = read_json(path)["matrices"]
         for name, entry in entries.items():
             tensors = entry["tensors"]
             is_valid = isinstance(entry["type"], str) and isinstance(tensors, list)
@@ -147,7 +147,7 @@ def read_entries(path: Path) -> Entries:
                 raise ValueError(f"{name}: {entry}")
             if entry.get("dtype", "float32") not in _DTYPES:
                 raise ValueError(f"{name}: dtype {entry['dtype']!r} is none of {[*_DTYPES]}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = repr(error)[:_LONGEST_REASON]
         raise UserError(f"{path}: not a description of stored weights: {reason}") from None
     return entries

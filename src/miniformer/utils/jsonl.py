@@ -1,4 +1,4 @@
-"""Metrics files in JSON lines: one object per line."""
+"""JSON files, and metrics files in JSON lines: one object per line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from miniformer.utils.atomic import write_text
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        OSError: the file is not readable.
+        ValueError: it is not JSON in UTF-8, or is nested too deeply to be parsed.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -113,3 +113,18 @@ def test_pipeline_of_a_model_in_training_has_no_dropout():
     assert pipeline.predict(["abc"]) == predicted
     assert torch.equal(pipeline.embed(["abc"]), embedded)
     assert model.training
+
+
+@pytest.mark.catches("deep_files_overflow_the_stack")
+@pytest.mark.parametrize(
+    "name",
+    ["config", "task", "generation_config", "data", "tokenizer_config", "huggingface"],
+)
+def test_a_file_that_is_nested_too_deeply_is_refused(name, tmp_path):
+    tokenizer = Tokenizer.train("byte", [])
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    Pipeline(model, tokenizer, task=LanguageModeling()).save(tmp_path / "model")
+    for text in ("[" * 100_000, '{"a":' * 100_000):
+        (tmp_path / "model" / f"{name}.json").write_text(text)
+        with pytest.raises(UserError, match=f"{name}.json: .*nested too deeply"):
+            miniformer.load(tmp_path / "model")

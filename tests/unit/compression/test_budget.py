@@ -68,8 +68,10 @@ def test_what_is_refused(trained, tmp_path, capsys, monkeypatch):
     trained.save(tmp_path / "model")
     data = write_jsonl(tmp_path / "data.jsonl", [record["text"] for record in RECORDS] * 2)
     flags = ["quantize", str(tmp_path / "model"), str(out), "--to", "int4", "--data", str(data)]
-    assert cli.main([*flags, "--calibrate", str(data), "--budget", "1%"]) == 2
-    assert "budget needs data that calibrate does not use" in capsys.readouterr().err
+    for same in (data, tmp_path / "d*.jsonl"):
+        assert cli.main([*flags, "--calibrate", str(same), "--budget", "1%"]) == 2
+        message = capsys.readouterr().err
+        assert f"budget needs data that calibrate does not use; both have {data}" in message
     with monkeypatch.context() as patch:  # of this model, any budget has a solution by luck
         patch.setattr("miniformer.compression.budget.fewest_steps", lambda most, holds: most)
         assert cli.main([*flags, "--budget", "0.5%"]) == 2

@@ -10,6 +10,7 @@ import miniformer
 from miniformer import Pipeline, Seq2SeqTransformer, Tokenizer, Transformer, cli
 from miniformer.checkpoint.stored_types import Integers
 from miniformer.config import GenerationConfig, UserError
+from miniformer.generation.api import GenerationInput, generate
 from miniformer.model.transforms import apply_transforms
 from miniformer.runtime.native.engine import get_engine
 from miniformer.runtime.native.weights import quantize_int8, smallest_exact_dtype
@@ -136,6 +137,23 @@ def test_decoding_uses_the_stored_types(to, pipelines, tmp_path):
     trained = engine_of(model, "stored")
     assert trained.nbytes > nbytes
     assert trained.nbytes < engine_of(model, "float32").nbytes
+
+
+@pytest.mark.catches("stored_heads_have_eight_bits")
+def test_a_head_of_four_bits_is_decoded_exactly():
+    model = tiny_model(**SIZES, tie_embeddings=False)
+    with torch.no_grad():
+        model.head.weight.copy_(Integers.decode(Integers.encode(model.head.weight, 4), 4))
+    model.weight_storage = {"head": {"type": "integers", "bits": 4}}
+    kinds = [engine_of(model, x)._native_weights.model.head.kind for x in ("stored", "int4")]
+    assert kinds == [3, 2]
+    inputs = [GenerationInput([1, 2, 3])]
+    results = [
+        generate(model, inputs, GenerationConfig(max_new_tokens=4, temperature=0.0, cache_kind=x))
+        for x in (None, "full")
+    ]
+    assert results[0][0].tokens == results[1][0].tokens
+    assert results[0][0].logprobs == pytest.approx(results[1][0].logprobs, abs=0.02)
 
 
 def test_fused_matrices_of_different_types_stay_exact():

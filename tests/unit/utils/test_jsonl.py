@@ -1,8 +1,8 @@
-"""Rows of metrics in JSON Lines files."""
+"""Files of JSON, and rows of metrics in JSON Lines files."""
 
 import pytest
 
-from miniformer.utils.jsonl import append_row, is_due, read_rows
+from miniformer.utils.jsonl import append_row, is_due, read_json, read_rows
 
 
 def test_log_rows_are_spread_over_a_run():
@@ -28,3 +28,16 @@ def test_resume_removes_rows_after_the_checkpoint(tmp_path):
     assert read_rows(path, 9, truncate=True) == rows
     assert read_rows(path, 3, truncate=True) == rows[:3]
     assert read_rows(path, 9, truncate=True) == rows[:3]
+
+
+@pytest.mark.catches("deep_files_overflow_the_stack")
+def test_a_file_of_json_is_read_or_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"ü": [1, null]}', encoding="utf-8")
+    assert read_json(path) == {"ü": [1, None]}
+    for text in ("[" * 100_000, '{"a":' * 100_000, "[1", "\xff"):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"deeply|delimiter|decode"):
+            read_json(path)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "b.json")

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from miniformer.config import UserError
+
 
 def main(directory: str, threads: int) -> None:
     """Loads the model, says so, and works until the input ends."""
@@ -64,4 +66,7 @@ def peak_memory() -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    try:
+        main(sys.argv[1], int(sys.argv[2]))
+    except UserError as error:
+        sys.exit(" ".join(str(error).split()))  # `speeds` reads the last line

@@ -64,7 +64,8 @@ def make_workload(task: Any, records: Records, tokens: int) -> Workload:
 def _input_of(record: Any, generates: bool) -> Any:
     """The input of a record; of a language model the beginning of a text."""
     if "messages" in record:
-        return record["messages"][0]["content"][:_PROMPT_CHARACTERS]
+        contents = (message.get("content") for message in record["messages"])
+        return next((x for x in contents if isinstance(x, str) and x), "")[:_PROMPT_CHARACTERS]
     value = next((record[name] for name in _FIELDS if name in record), None)
     if generates and "text" in record and isinstance(value, str):
         return value[:_PROMPT_CHARACTERS]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from miniformer.checkpoint.early_exit import FILE_NAME, StoredExit
+from miniformer.checkpoint.early_exit import FILE_NAME, StoredExit, has_exits
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.compression.calibration.data import evaluation_batches
 from miniformer.compression.exits.bound import (
@@ -24,7 +24,6 @@ from miniformer.config.command_line import resolve_model
 from miniformer.data.reading.records import as_records
 from miniformer.generation.runtime import eval_mode
 from miniformer.model.exit_policy import exit_outputs
-from miniformer.tasks.classification import Classification
 from miniformer.tasks.common.input_encoding import model_inputs
 from miniformer.utils.atomic import write_json
 
@@ -87,8 +86,9 @@ def calibrate_exit(
 
 def _all_exits(pipeline: Pipeline, data: Any) -> tuple[np.ndarray, np.ndarray]:
     """Confidences of all exits, and their predictions compared with the labels, [layers, N]."""
-    task, model = pipeline.task, pipeline.model
-    if not isinstance(task, Classification):
+    task: Any = pipeline.task
+    model = pipeline.model
+    if not has_exits(task):
         raise UserError(f"calibrate-exit is for models of task classification, not of {task.name}")
     if len(model.layers) < 2:  # type: ignore[arg-type]
         raise UserError("calibrate-exit: the model has 1 layer, so it has no earlier exit")

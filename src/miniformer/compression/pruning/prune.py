@@ -19,6 +19,7 @@ from miniformer.compression.source import (
     stored_kinds,
     write_directory,
 )
+from miniformer.compression.weights import check_finite
 from miniformer.config import UserError
 
 
@@ -71,7 +72,8 @@ def prune(
 
     Raises:
         UserError: a share or a number is invalid, a part cannot be removed, the model is quantized
-            or has transforms, a record is of another task; or `out` is not empty.
+            or has transforms or weights that are not finite, a record is of another task; or `out`
+            is not empty.
     """
     parts = parse_removal(remove)
     out = Path(out)
@@ -110,3 +112,4 @@ def _check_model(model: Any) -> None:
             "prune the model that it was made of"
         )
     check_without_transforms(model)
+    check_finite(model.named_parameters())

@@ -19,6 +19,7 @@ from miniformer import registry
 from miniformer.config import UserError
 from miniformer.data.tokenizers.training import EOS_TOKEN, PAD_TOKEN
 from miniformer.utils.atomic import write_json, write_text
+from miniformer.utils.jsonl import read_json
 
 SOURCE_TOKENIZER = "source_tokenizer"  # folder of the separate source tokenizer
 _KNOWN_EOS_TOKENS = (EOS_TOKEN, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "[SEP]", "[EOS]")
@@ -316,7 +317,7 @@ def _infer_template(backend: tokenizers.Tokenizer) -> SpecialTokenTemplate | Non
 def _read_eos_token(path: Path, backend: tokenizers.Tokenizer) -> str | None:
     """EOS token in a `tokenizer_config.json`, or None."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

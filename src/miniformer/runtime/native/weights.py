@@ -244,7 +244,7 @@ class NativeWeights:
             dtype = "float32"
         if dtype == "bf16":
             struct.kind, weight = 1, to_panels(weight.bfloat16(), PANEL_ROWS)
-        elif dtype == "int8" or (dtype == "int4" and is_head):
+        elif dtype == "int8" or (self.weight_dtype == "int4" and is_head):
             quantized, scales = quantize_int8(weight)
             quantized = quantized.view(len(quantized), -1, 4)
             struct.kind, weight = 2, to_panels(quantized, PANEL_ROWS)

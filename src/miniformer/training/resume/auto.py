@@ -29,6 +29,7 @@ from miniformer.training.resume.config import (
 from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 from miniformer.training.setup.pretraining import PRETRAIN_FOLDER
 from miniformer.utils.atomic import write_json
+from miniformer.utils.jsonl import read_json
 
 GIVEN_FILE, RESULT_FILE = "given_settings.json", "result.json"
 _PLACE_FIELDS = ("resume", "work_dir", "experiment_name")
@@ -131,7 +132,7 @@ def _differences(
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: not readable: {error}; name the run to resume, or remove its folder"

@@ -25,6 +25,7 @@ from torch import Tensor
 from miniformer.config import UserError
 from miniformer.training.distributed.launcher import rank
 from miniformer.utils.atomic import atomic_path, fsync
+from miniformer.utils.jsonl import read_json
 
 CHECKPOINTS_DIR = "checkpoints"
 _METADATA_FILE = "state.json"
@@ -90,7 +91,7 @@ def read_checkpoint_metadata(checkpoint_dir: Path) -> dict[str, Any]:
     """
     path = checkpoint_dir / _METADATA_FILE
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable checkpoint: {error}") from None
     if not isinstance(metadata, dict):

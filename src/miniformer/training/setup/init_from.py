@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from miniformer.data.tokenizers.tokenizer import SOURCE_TOKENIZER
 from miniformer.model.config_file import read_description
 from miniformer.registry import named_options
 from miniformer.train_config import TrainConfig
+from miniformer.utils.jsonl import read_json
 
 # Fields without use in a head with other outputs, and fields that the new task sets.
 _VOCAB_HEAD_FIELDS = ("head_bias", "final_softcap", "logit_scale")
@@ -185,7 +185,7 @@ def _feature_scaling_options(task_settings: dict[str, Any]) -> dict[str, Any]:
 def _read_json_object(path: Path) -> dict[str, Any]:
     """Reads the object in a JSON file; {} without one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

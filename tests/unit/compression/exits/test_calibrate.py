@@ -1,18 +1,19 @@
 """`calibrate-exit`: the file, what predict and evaluate do with it, and refusals."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from miniformer import cli
-from miniformer.checkpoint.early_exit import read_exit_policy
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.compression.exits.calibrate import calibrate_exit
 from miniformer.compression.exits.command import parse_share
 from miniformer.config import UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
+from miniformer.tasks.ordinal_regression import OrdinalRegression
 from miniformer.tasks.regression import Regression
 from tests.kit import tiny_model
 
@@ -83,6 +84,7 @@ def test_refusals_write_nothing(directory, tmp_path):
         ({"threshold": None}, "threshold is missing"),
         ({"thresold": 0.5}, "unknown field 'thresold'"),
         ({"n_layers": 9}, "a classifier of 9 layers, which this model is not"),
+        ({"n_layers": [[]] * 2}, "n_layers must be"),
     ],
 )
 def test_a_file_that_does_not_fit_is_an_error(directory, change, message):
@@ -93,6 +95,23 @@ def test_a_file_that_does_not_fit_is_an_error(directory, change, message):
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match=message):
         load(directory)
-    path.write_text("[1")
-    with pytest.raises(UserError, match=r"early_exit\.json"):
-        read_exit_policy(directory, load)
+    for text in ("[1", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"early_exit\.json"):
+            load(directory)
+
+
+@pytest.mark.catches("exits_are_of_all_tasks_with_classes")
+def test_classes_with_an_order_have_no_exits(directory, tmp_path):
+    """Their outputs are cumulative: no softmax of them is a probability."""
+    calibrate_exit(directory, RECORDS, max_loss=0.6)
+    model = tiny_model(
+        vocab_size=258, causal=False, output_dim=1, ordered_outputs=True, pooling="mean", n_layers=3
+    )
+    task = OrdinalRegression(classes=["a", "b"], input_kind="text")
+    Pipeline(model, Tokenizer.train("byte", []), task=task).save(tmp_path / "ordinal")
+    with pytest.raises(UserError, match="of task classification, not of ordinal_regression"):
+        calibrate_exit(tmp_path / "ordinal", RECORDS, max_loss=0.6)
+    shutil.copy(directory / "early_exit.json", tmp_path / "ordinal")
+    with pytest.raises(UserError, match="a classifier of 3 layers, which this model is not"):
+        load(tmp_path / "ordinal")

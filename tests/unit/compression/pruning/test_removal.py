@@ -316,7 +316,9 @@ def test_what_cannot_be_removed(remove, message, pipelines, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.catches("quantized_models_are_pruned", "models_with_transforms_are_pruned")
+@pytest.mark.catches(
+    "quantized_models_are_pruned", "models_with_transforms_are_pruned", "models_with_nan_are_pruned"
+)
 def test_which_models_are_refused(pipelines, tmp_path):
     pipeline, records = pipelines["decoder"]
     out = tmp_path / "out"
@@ -341,6 +343,12 @@ def test_which_models_are_refused(pipelines, tmp_path):
     adapted.weight_storage = {}
     with pytest.raises(UserError, match=r"has transforms \(store_int8\); merge them first"):
         miniformer.prune(adapted, out, remove="ffn=0.5")
+    model = tiny_model(d_model=32)
+    for value in (torch.nan, torch.inf):
+        with torch.no_grad():
+            model.layers[1].attention.v_proj.bias[3] = value
+        with pytest.raises(UserError, match=r"v_proj\.bias: has weights that are not finite"):
+            miniformer.prune(model, out, remove="ffn=0.5")
     model = tiny_model(d_model=32)
     miniformer.quantize(model, tmp_path / "int8", to="int8")
     stored = Transformer.from_pretrained(tmp_path / "int8")
