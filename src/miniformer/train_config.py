@@ -54,6 +54,16 @@ class TrainConfig(
         """A part of the config, such as `HardwareSettings`."""
         return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
 
+    def all_callbacks(self) -> list[str | dict[str, Any]]:
+        """Named callbacks of the run, the first of which is its sparse training."""
+        if self.sparse_training is None:
+            return list(self.callbacks or [])
+        own: dict[str, Any] = {"type": "sparse_training", **self.sparse_training}
+        if own.get("method", "rigl") == "rigl" and own.get("initial") is None:
+            is_trained = self.init_from is not None or self.pretrain is not None
+            own["initial"] = "magnitude" if is_trained else "random"
+        return [own, *(self.callbacks or [])]
+
     @classmethod
     def current_names(
         cls, values: Mapping[str, Any], *, warn: bool = True
@@ -119,6 +129,15 @@ class TrainConfig(
             problems.append(
                 "strategy=deepspeed cannot divide the loss of several batches exactly; "
                 "set accumulate_grad_batches=1"
+            )
+        if self.sparse_training is not None and self.strategy in ("fsdp2", "deepspeed"):
+            problems.append(
+                f"sparse_training needs the whole model on each device, and strategy="
+                f"{self.strategy} divides it; set strategy=ddp"
+            )
+        if self.sparse_training is not None and self.adapter is not None:
+            problems.append(
+                "sparse_training trains the matrices that an adapter freezes; leave one out"
             )
         is_list = not isinstance(self.train_path, str) or self.train_path[:1] in ("{", "[")
         problems += source_problems("train_path", self.train_path) if is_list else ()

@@ -61,6 +61,7 @@ TRAIN_FIELDS = {
     "folds", "fold", "threads", "input_field", "label_field", "text_field", "input_separator",
     "columns", "delimiter", "quoting", "encoding", "wide_head", "callbacks", "transforms",
     "adapter", "adapter_config", "base_weights", "quantize_aware", "loss_terms", "early_exit",
+    "sparse_training",
 }  # fmt: skip
 WEIGHTS = {
     "embedding.weight", "final_norm.weight", "final_norm.bias", "head.weight",

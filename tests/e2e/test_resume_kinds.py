@@ -78,8 +78,15 @@ KINDS = {
     "conversations": {"records": "chats", "limits": LARGE, "seq_len": 192, "batch_size": 1,
                       "model_config": {**MODEL, "max_seq_len": 192}, "accumulate_grad_batches": 2,
                       "task_config": {"chat_template": "chatml"}},
+    "rigl": {"sparse_training": {"interval": 2}, "ema_decay": 0.9},
+    "movement": {"sparse_training": {"method": "movement", "interval": 1, "start": 0.0}},
     "epochs": {"max_steps": None, "max_epochs": 2, "val_check_interval": 4},
 }  # fmt: skip
+FAULTS = {
+    "wide head": "the_wide_head_is_lost_on_resume",
+    "rigl": "masks_are_drawn_again_on_resume",
+    "movement": "scores_are_lost_on_resume",
+}
 
 
 class Stopped(Exception):
@@ -134,8 +141,7 @@ def left_by(run):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.catches("the_wide_head_is_lost_on_resume"))
-        if kind == "wide head" else kind
+        pytest.param(kind, marks=pytest.mark.catches(FAULTS[kind])) if kind in FAULTS else kind
         for kind in KINDS
     ],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from miniformer.config.early_exit import EarlyExitConfig
 from miniformer.config.errors import ConfigError
 from miniformer.config.size_presets import SIZE_PRESETS
+from miniformer.config.sparse_training import SparseTrainingConfig
 from miniformer.config.strict import StrictConfig, option
 from miniformer.utils.columns import column_problems
 from miniformer.utils.names import name_problem
@@ -244,6 +245,9 @@ class OptimizationSettings(StrictConfig):
         early_exit: train exits after each layer, for drafts of the first layers and for classifiers
             that stop early: {"scale": 0.2, "max_dropout": 0.1} are the weight of the losses of
             exits and the share of rows that skip the last layer, {} these values; null: no exits.
+        sparse_training: train with zeros in the matrices of the layers: {"method": "rigl",
+            "sparsity": 0.8}, or movement in place of rigl; see docs/compression.md for the other
+            options; null: no zeros.
     """
 
     heading: ClassVar[str] = "optimization"
@@ -265,6 +269,7 @@ class OptimizationSettings(StrictConfig):
     seed: int = option(0, low=0, high=2**32 - 1)
     loss_terms: list[str | dict[str, Any]] = option([], kind="loss_term", paths=True)
     early_exit: dict[str, Any] | None = option(None)
+    sparse_training: dict[str, Any] | None = option(None)
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
@@ -273,6 +278,16 @@ class OptimizationSettings(StrictConfig):
                 EarlyExitConfig.from_dict(self.early_exit)
             except ConfigError as error:
                 problems += [f"early_exit: {problem}" for problem in error.problems]
+        if self.sparse_training is not None:
+            try:
+                SparseTrainingConfig.from_dict(self.sparse_training)
+            except ConfigError as error:
+                problems += [f"sparse_training: {problem}" for problem in error.problems]
+            if self.optimizer == "schedulefree":
+                problems.append(
+                    "sparse_training needs an optimizer whose state has no weights; set muon or "
+                    "adamw in place of schedulefree"
+                )
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             problems.append(
                 "warmup_steps and warmup_ratio both set the warmup; leave one of them out"
@@ -298,7 +313,7 @@ class OptimizationSettings(StrictConfig):
 
     def module_options(self) -> dict[str, Any]:
         """The fields that are arguments of `MiniFormerLitModule`."""
-        others = ("find_lr", "ema_decay", "average_checkpoints", "seed")
+        others = ("find_lr", "ema_decay", "average_checkpoints", "seed", "sparse_training")
         return {name: value for name, value in self.to_dict().items() if name not in others}
 
 

@@ -304,7 +304,10 @@ KINDS: dict[str, Kind] = {
             "none": "miniformer.training.report.loggers:none",
         },
     ),
-    "callback": Kind("(**options) -> lightning.Callback"),
+    "callback": Kind(
+        "(**options) -> lightning.Callback",
+        {"sparse_training": "miniformer.compression.sparse_training.callback:SparseTraining"},
+    ),
     "batch_order": Kind("(**options) -> BatchOrder"),
     # Tools.
     "command": Kind(

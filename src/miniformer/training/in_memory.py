@@ -184,7 +184,7 @@ class _Training:
         own = [_OptimizerStart(optimizer_state), BudgetStopping(budget, console.print), schedule]
         own += [_History(self.validations), self.best, self.averaging, stopping]
         own += [WideMix()] if getattr(run.model, "wide_head", None) is not None else []
-        users = builders.build_callbacks(callbacks, config.callbacks)
+        users = builders.build_callbacks(callbacks, config.all_callbacks())
         with builders.suppress_lightning_hints():
             self.trainer = builders.make_trainer(
                 run, None, [*own, *users, self.stop_requests, self.interrupt]

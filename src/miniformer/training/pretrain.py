@@ -39,7 +39,7 @@ def pretrain(
     config, checkpoint = broadcast_from_rank0(lambda: resume_pretraining(config, folder))
     console.print("pretraining: masked language modeling on the input texts")
     create_folder = partial(create_run_folder, folder, PRETRAIN_FOLDER)
-    result = train(config, build_callbacks((), config.callbacks), checkpoint, create_folder)
+    result = train(config, build_callbacks((), config.all_callbacks()), checkpoint, create_folder)
     if result.interrupted is None:
         _, new = load_pretrained_weights(run.model, result.model, run.kind)
         console.print(f"pretraining complete; newly initialized: {', '.join(new)}")

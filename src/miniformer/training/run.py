@@ -76,7 +76,7 @@ def train(
                 new = run_folder.create_run_folder(Path(config.work_dir), name, created)
                 return attempts.register(lock.acquire(new))
 
-            own = builders.build_callbacks(callbacks, config.callbacks)
+            own = builders.build_callbacks(callbacks, config.all_callbacks())
             console = launcher.rank0_console(console)
             return _train(config, own, checkpoint, create_folder, console=console, records=records)
 

@@ -1,0 +1,1 @@
+"""Training with sparse weights: RigL and movement pruning, as the callback `sparse_training`."""
