@@ -224,6 +224,7 @@ ELSEWHERE = {
     "batch_order": "none is built in; tests/e2e/test_data_plugins.py",
     "loss_terms": "none is built in; tests/e2e/test_loss_terms.py",
     "early_exit": "needs two layers; tests/unit/training/loss/test_exits.py",
+    "sparse_training": "tests/unit/compression/sparse_training/test_callback.py",
 }
 
 

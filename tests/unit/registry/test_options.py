@@ -113,7 +113,10 @@ def test_problems_of_settings_are_found_without_an_import(install):
     assert registry.setting_problems("callback", None, label="callbacks") == []
     assert problems("clock", {"type": "clock", "every": 2}) == []
     assert problems("a.b:C", {"type": "a.b:C"}, paths=True) == []
-    unknown = "callbacks[1]: unknown callback 'clok' (did you mean 'clock'?); known: clock"
+    unknown = (
+        "callbacks[1]: unknown callback 'clok' (did you mean 'clock'?); "
+        "known: sparse_training, clock"
+    )
     assert problems("clock", {"type": "clok"}) == [unknown]
     assert problems("clock", "clok", paths=True) == [
         f"{unknown}; an import path is package.module:Class"
@@ -122,5 +125,5 @@ def test_problems_of_settings_are_found_without_an_import(install):
         (problem,) = problems(setting)
         assert problem == (
             "callbacks[0] must be a name, or an object with a name as type, such as "
-            f'{{"type": "clock"}}, not {setting!r}'
+            f'{{"type": "sparse_training"}}, not {setting!r}'
         )
