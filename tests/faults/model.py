@@ -873,7 +873,7 @@ def shared_sources_are_lost_in_prefill(original):
     return prefill
 
 
-@fault("miniformer.runtime.native.engine:_weight_version")
+@fault("miniformer.runtime.native.engine:weight_version")
 def engine_keeps_weights_that_have_changed(original):
     """In-place changes of weights are not detected."""
     return lambda parameter: (parameter.data_ptr(), 0)

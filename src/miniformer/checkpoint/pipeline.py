@@ -35,7 +35,7 @@ from miniformer.evaluation.evaluation import Evaluation, evaluate, with_comparis
 from miniformer.evaluation.intervals import Bootstrap
 from miniformer.generation.api import GenerationOutput
 from miniformer.generation.logits_processors import Processor
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.runtime import eval_mode, inference_model
 from miniformer.generation.speculative import Speculation
 from miniformer.model.config_file import read_config
 from miniformer.model.hub import resolve_directory, upload_directory
@@ -219,7 +219,8 @@ class Pipeline:
             truncate: truncate inputs longer than `max_seq_len`, as training does.
             batch_size: inputs at once; None: by their lengths. Predictions do not depend on it,
                 beyond rounding.
-            **options: fields of `GenerationConfig`, for seq2seq.
+            **options: fields of `GenerationConfig`, for seq2seq; of `weight_dtype`, for all models
+                on a CPU.
 
         Returns:
             The prediction of one input, or a list of them. A prediction is, for classification, a
@@ -252,9 +253,12 @@ class Pipeline:
             "truncate": truncate or None,
             "batch_size": check_batch_size(batch_size),
         }
-        with eval_mode(self.model):
+        model = self.model
+        if not isinstance(self.task, TextGenerationTask):  # decoding chooses the type itself
+            model = inference_model(model, config.weight_dtype)
+        with eval_mode(model):
             return self.task.predict(
-                self.model,
+                model,
                 self._require_tokenizer(),
                 inputs,
                 config,
@@ -271,6 +275,7 @@ class Pipeline:
         batch_size: int | None = None,
         num_resamples: int = 1000,
         seed: int = 0,
+        weight_dtype: str = "float32",
         progress: Callable[[int, int], None] | None = None,
         **fields: Any,
     ) -> Evaluation:
@@ -285,6 +290,8 @@ class Pipeline:
                 test to the last digit.
             num_resamples: bootstrap resamples of the 95 % intervals; 0: no intervals.
             seed: seed of the resamples.
+            weight_dtype: type of the weights on a CPU, as of `predict`; float32: the weights of the
+                directory, without rounded inputs. `against` is evaluated with the same.
             progress: called with (records done, all records).
             **fields: fields of `FieldSettings`, such as input_field="text"; those of the training
                 data by default.
@@ -296,13 +303,22 @@ class Pipeline:
             raise UserError("a model for embedding has no labels to compare with; use embed")
         if against is not None and num_resamples < 1:
             raise UserError("against needs num_resamples of 1 or more")
+        given = GenerationConfig.from_dict({"weight_dtype": weight_dtype})
+        model = self.model
+        if not isinstance(self.task, TextGenerationTask):
+            model = inference_model(model, weight_dtype)
+        elif given.converts_weights:
+            raise UserError(
+                f"weight_dtype={weight_dtype} is for models that predict; the loss of texts is "
+                "computed in float32; leave it out"
+            )
         settings = self.data_settings
         if (batch_size := check_batch_size(batch_size)) is not None:
             settings = dataclasses.replace(settings, batch_size=batch_size, batch_tokens=None)
         mapping = settings.override(fields)
         mapping.check_fields(self.task.schema)
         evaluation = evaluate(
-            self.model,
+            model,
             self.task,
             self._require_tokenizer(),
             as_records(data, self.task.schema, mapping=mapping),
@@ -316,16 +332,20 @@ class Pipeline:
         baseline = against if isinstance(against, Pipeline) else load(against)
         name = str(baseline.directory or "the other model")
         baseline_evaluation = baseline.evaluate(
-            data, batch_size=batch_size, num_resamples=0, progress=progress, **fields
-        )
+            data, batch_size=batch_size, num_resamples=0, weight_dtype=weight_dtype,
+            progress=progress, **fields,
+        )  # fmt: skip
         return with_comparison(evaluation, baseline_evaluation, name)
 
-    def embed(self, inputs: Sequence[Any], *, truncate: bool = False) -> Tensor:
+    def embed(
+        self, inputs: Sequence[Any], *, truncate: bool = False, weight_dtype: str | None = None
+    ) -> Tensor:
         """One vector for each input: [N, d_model], as the model's `pooling` says.
 
         Args:
             inputs: in the format of `input` of records: texts, pairs of texts, or feature vectors.
             truncate: truncate inputs longer than `max_seq_len`, as training does.
+            weight_dtype: see `GenerationConfig`; None: that of the model directory.
 
         Raises:
             ValueError: an input is invalid or too long, or the model is seq2seq.
@@ -339,9 +359,11 @@ class Pipeline:
         # The task encodes inputs as in training: features standardized, shared tokens marked.
         task = self.task if isinstance(self.task, InputTask) else EmbeddingTask(input_kind="text")
         tokenizer = self._require_tokenizer()
-        with eval_mode(self.model):
+        given = {} if weight_dtype is None else {"weight_dtype": weight_dtype}
+        model = inference_model(self.model, self.generation.override(given).weight_dtype)
+        with eval_mode(model):
             vectors = task.predict_outputs(
-                self.model, tokenizer, inputs, truncate=truncate, output_fn=embed_batch
+                model, tokenizer, inputs, truncate=truncate, output_fn=embed_batch
             )
         return torch.empty(0, self.model.config.d_model) if vectors is None else vectors
 

@@ -49,6 +49,13 @@ def add_arguments(parser: Any) -> None:
         type=int,
         help="mean examples per batch; null: that of training, which gives the metrics of its test",
     )
+    parser.add_argument(
+        "--weight_dtype",
+        type=str,
+        default="float32",
+        help="type of weights on a CPU: float32, stored (that of the model directory), bf16, int8 "
+        "or int4; all but float32 round the inputs of products, too",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads; null: those that torch chooses")
     parser.add_argument(
         "--resamples", type=int, default=1000, help="bootstrap resamples of the intervals"
@@ -71,6 +78,7 @@ def run(values: dict[str, Any]) -> int:
             by=values["by"],
             against=against,
             batch_size=values["batch_size"],
+            weight_dtype=values["weight_dtype"],
             num_resamples=values["resamples"],
             progress=progress,
             **fields,

@@ -79,6 +79,12 @@ def add_arguments(parser: Any) -> None:
     )
     parser.add_argument("--length_penalty", type=float, help="see generate")
     parser.add_argument("--max_new_tokens", type=int, help="see generate")
+    parser.add_argument(
+        "--weight_dtype",
+        type=str,
+        help="type of weights on a CPU: stored, float32, bf16, int8 or int4; inputs of products "
+        "are rounded, too; null: that of the model directory, which is stored by default",
+    )
     parser.add_argument("--batch_size", type=int, help="inputs at once; null: by their lengths")
     parser.add_argument("--threads", type=int, help="CPU threads; null: those that torch chooses")
     parser.add_argument(
@@ -189,6 +195,8 @@ def _predictor(
             f"{pipeline.task.name}; leave it out"
         )
     options["truncate"] = values["truncate"]
+    if values["weight_dtype"] is not None:
+        options["weight_dtype"] = values["weight_dtype"]
     if values["batch_size"] is not None:
         options["batch_size"] = values["batch_size"]
     if by_adapter is not None:

@@ -12,12 +12,17 @@ from typing import Any
 import torch
 
 from miniformer.generation.inputs import INTEGER_DTYPES, PromptBatch
+from miniformer.generation.runtime import inference_model
 
 _Key = tuple[int, ...]  # real token ids of a source
 
 
 def encode_sources(
-    model: Any, batch: PromptBatch, encoder_cache: EncoderCache | None = None
+    model: Any,
+    batch: PromptBatch,
+    encoder_cache: EncoderCache | None = None,
+    *,
+    weight_dtype: str = "float32",
 ) -> list[Any]:
     """Encodes the sources of a batch; returns one encoder output, or none without sources.
 
@@ -25,23 +30,27 @@ def encode_sources(
         model: encoder-decoder model in eval mode, if the batch has sources.
         batch: prompts on the device of the model.
         encoder_cache: encoder outputs of earlier sources.
+        weight_dtype: type of the encoder's weights; see `inference_model`.
+
+    Raises:
+        UserError: see `inference_model`.
     """
     if batch.source is None:
         return []
     if batch.source.dtype not in INTEGER_DTYPES or batch.source.dim() > 2:  # not token ids
-        return [model.encode(batch.source, batch.source_mask)]
+        return [inference_model(model, weight_dtype).encode(batch.source, batch.source_mask)]
     keys = _source_keys(batch)
     first = {key: row for row, key in reversed([*enumerate(keys)])}
     rows_differ = getattr(model, "row_runtime", None) is not None  # equal sources are not shared
     if encoder_cache is None and (rows_differ or len(first) == len(keys)):
-        return [model.encode(batch.source, batch.source_mask)]
+        return [inference_model(model, weight_dtype).encode(batch.source, batch.source_mask)]
     rows = torch.tensor(sorted(first.values()), device=batch.source.device)
     distinct = [keys[row] for row in rows.tolist()]
     if encoder_cache is None:
         mask = None if batch.source_mask is None else batch.source_mask[rows]
-        memory = model.encode(batch.source[rows], mask)
+        memory = inference_model(model, weight_dtype).encode(batch.source[rows], mask)
     else:
-        memory = encoder_cache.encode(model, distinct)
+        memory = encoder_cache.encode(model, distinct, weight_dtype)
     index_of = {key: number for number, key in enumerate(distinct)}
     return [memory.select(torch.tensor([index_of[key] for key in keys], device=rows.device))]
 
@@ -49,7 +58,7 @@ def encode_sources(
 class EncoderCache:
     """Encoder outputs of the sources that were used last.
 
-    It belongs to one model at a time, and is emptied when the weights change.
+    It belongs to one model and type of weights at a time, and is emptied when the weights change.
 
     Args:
         max_bytes: size at which the outputs that were used least recently are evicted.
@@ -59,14 +68,14 @@ class EncoderCache:
         self.max_bytes, self.nbytes, self.num_encoded = max_bytes, 0, 0
         self._outputs: OrderedDict[_Key, Any] = OrderedDict()  # each of one row without padding
         self._model: weakref.ref[Any] | None = None
-        self._version: list[tuple[int, int]] = []
+        self._version: list[Any] = []
 
     def __len__(self) -> int:
         return len(self._outputs)
 
-    def encode(self, model: Any, sources: list[_Key]) -> Any:
+    def encode(self, model: Any, sources: list[_Key], weight_dtype: str = "float32") -> Any:
         """Returns the encoder output of distinct sources, padded on the right; encodes new ones."""
-        self._check_version(model)
+        self._check_version(model, weight_dtype)
         new = [key for key in sources if key not in self._outputs]
         outputs = {key: self._outputs[key] for key in sources if key in self._outputs}
         if new:
@@ -75,7 +84,8 @@ class EncoderCache:
             ids = torch.tensor([[*key, *[0] * (width - len(key))] for key in new], device=device)
             lengths = torch.tensor([len(key) for key in new], device=device)
             mask = torch.arange(width, device=device) < lengths[:, None]
-            memory = model.encode(ids, None if bool(mask.all()) else mask)
+            encoder = inference_model(model, weight_dtype)
+            memory = encoder.encode(ids, None if bool(mask.all()) else mask)
             outputs |= zip(new, memory.split(), strict=True)
             self.num_encoded += len(new)
         for key in sources:
@@ -90,9 +100,10 @@ class EncoderCache:
         while self.nbytes > self.max_bytes:
             self.nbytes -= self._outputs.popitem(last=False)[1].nbytes
 
-    def _check_version(self, model: Any) -> None:
+    def _check_version(self, model: Any, weight_dtype: str) -> None:
         """Empties the cache if the model or its weights are not those of its outputs."""
-        version = [
+        version: list[Any] = [weight_dtype]
+        version += [
             (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
             for parameter in model.parameters()
         ]

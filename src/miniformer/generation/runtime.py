@@ -186,6 +186,27 @@ def make_runtime(model: Any, memory: Sequence[Any], options: GenerationConfig) -
     return PlainRuntime(model, memory, options.cache_kind)
 
 
+def inference_model(model: Any, weight_dtype: str) -> Any:
+    """The model, or a copy for passes without gradients that computes with another type of weights.
+
+    It is that of the last registered function of the kind `inference_model` that applies.
+
+    Args:
+        model: the model, which is not changed. The copy has its methods, but does not decode.
+        weight_dtype: see `GenerationConfig`.
+
+    Raises:
+        UserError: the model has no matrix of the type.
+    """
+    if weight_dtype == "float32":
+        return model
+    for _, make in registry.load_all("inference_model", last_first=True):
+        copied = make(model, weight_dtype)
+        if copied is not None:
+            return copied
+    return model
+
+
 class PlainRuntime(Runtime):
     """Runtime that calls the modules of the model; supports every `Model`.
 

@@ -151,7 +151,9 @@ class SlotDecoder:
         check_prompts(self.model.config, batch, options)
         all_processors = build_processors(options, batch.ids.shape[1], processors)
         batch = batch.to(next(self.model.parameters()).device)
-        memory = encode_sources(self.model, batch, self.encoder_cache)
+        memory = encode_sources(
+            self.model, batch, self.encoder_cache, weight_dtype=self.options.weight_dtype
+        )
         uniform = row_uniforms(options, [(index, copy)], batch.ids.device)
         sequence = SlotSequence(
             -1, options, all_processors, stop_fn, None if uniform is None else uniform[0],

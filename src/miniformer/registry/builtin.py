@@ -244,6 +244,10 @@ KINDS: dict[str, Kind] = {
             "cuda_graphs": "miniformer.runtime.cuda_graphs:make_cuda_graph_runtime",
         },
     ),
+    "inference_model": Kind(
+        "(model, weight_dtype) -> copy for inference, or None if it does not apply",
+        {"rounded": "miniformer.runtime.rounded.model:rounded_model"},
+    ),
     "logits_processor": Kind("(**options) -> function of tokens [B, T] and logits [B, V]"),
     # Data and tasks.
     "tokenizer": Kind(

@@ -21,8 +21,8 @@ class ServeConfig(StrictConfig):
         host: address to listen on. Other machines reach an address beyond this machine; that needs
             api_key_file or insecure.
         port: port to listen on; 0: a free one, which is printed.
-        weights: type of the weights for decoding on a CPU: float32, bf16, int8, int4, or stored: as
-            the model directory has them.
+        weights: type of the weights on a CPU: float32, bf16, int8, int4, or stored: as the model
+            directory has them.
         slots: sequences that are decoded at once; others wait.
         memory: memory for keys and values of a model, such as 2GB; it limits the slots.
         queue: sequences that wait for a slot, and requests of other tasks; more are refused with

@@ -61,9 +61,9 @@ def dequantized(model, bits):
 def answer(name, pipeline):
     """Answers of a pipeline to texts."""
     if name == "classifier":
-        return pipeline.predict([VERSE[:20], "abc"])
+        return pipeline.predict([VERSE[:20], "abc"], weight_dtype="float32")
     if name == "encoder":
-        return pipeline.embed([VERSE[:20], "abc"]).tolist()
+        return pipeline.embed([VERSE[:20], "abc"], weight_dtype="float32").tolist()
     return pipeline.generate(["The cat", "a"], weight_dtype="float32")
 
 

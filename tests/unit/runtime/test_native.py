@@ -547,10 +547,10 @@ def test_native_engine_leaves_autocast_to_torch():
 def afresh(monkeypatch, tmp_path):
     """An empty cache of compiled kernels."""
     monkeypatch.setenv("MINIFORMER_CACHE", str(tmp_path / "cache"))
-    for cached in (build.load_library, engine._warn_once):
+    for cached in (build.load_library, engine.warn_once):
         cached.cache_clear()
     yield tmp_path
-    for cached in (build.load_library, engine._warn_once):
+    for cached in (build.load_library, engine.warn_once):
         cached.cache_clear()
 
 

@@ -41,6 +41,7 @@ class ComparedModel:
         difference: of the compared metric from the first model; None: of the first model, or the
             task has no results by record.
         speed: speed and memory.
+        weight_dtype: stored types of the matrices.
     """
 
     directory: Path
@@ -48,6 +49,7 @@ class ComparedModel:
     metrics: dict[str, float]
     difference: Difference | None
     speed: Speed
+    weight_dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +79,17 @@ class ModelComparison:
         return "\n".join([*lines, "", *self.verdicts()])
 
     def verdicts(self) -> list[str]:
-        """One line on each model but the first."""
-        return [self._verdict(model) for model in self.models[1:]]
+        """One line on each model but the first, and one on the fastest."""
+        return [*(self._verdict(model) for model in self.models[1:]), self._fastest()]
+
+    def _fastest(self) -> str:
+        """The fastest model with its type of weights; others that are as fast are named, too."""
+        size = max(self.models[0].speed.rates)
+        rates = [model.speed.ratios[size] for model in self.models]
+        limit = max(rates) * (1 - _SAME_SPEED)
+        models = [x for x, rate in zip(self.models, rates, strict=True) if rate >= limit]
+        names = [f"{_short_name(model.directory)} ({model.weight_dtype})" for model in models]
+        return "\n  ".join(wrap(f"fastest at batch {size}: {', '.join(names)}", 78))
 
     def to_json(self) -> str:
         """All measurements as JSON."""
@@ -165,19 +176,19 @@ def compare(
     mapping = first.data_settings.override(fields)
     records = as_records(data, first.task.schema, mapping=mapping)
     report = progress or (lambda done, total: None)
-    metrics, differences = _evaluate(first, paths, data, num_resamples, report, fields)
+    metrics, differences, types = _evaluate(first, paths, data, num_resamples, report, fields)
     workload = make_workload(first.task, records, tokens)
     speeds = measure_speeds(paths, workload, rounds=rounds, threads=threads)
     metric = next((name for name in metrics[0] if _is_compared(name, differences, metrics)), None)
-    items = zip(paths, metrics, differences, speeds, strict=True)
+    items = zip(paths, metrics, differences, speeds, types, strict=True)
     return ModelComparison(
         data=records.name,
         num_records=len(records),
         metric=metric,
         unit=workload.unit,
         models=tuple(
-            ComparedModel(path, _num_bytes(path), values, changes.get(metric or ""), speed)
-            for path, values, changes, speed in items
+            ComparedModel(path, _num_bytes(path), values, changes.get(metric or ""), speed, dtype)
+            for path, values, changes, speed, dtype in items
         ),
     )
 
@@ -189,15 +200,15 @@ def _evaluate(
     num_resamples: int,
     report: Callable[[int, int], None],
     fields: dict[str, Any],
-) -> tuple[list[dict[str, float]], list[dict[str, Difference]]]:
-    """Metrics of each model, and their differences from the first one.
+) -> tuple[list[dict[str, float]], list[dict[str, Difference]], list[str]]:
+    """Metrics of each model, their differences from the first one, and its type of weights.
 
     Raises:
         UserError: the models are for different tasks.
     """
     metrics: list[dict[str, float]] = []
     differences: list[dict[str, Difference]] = []
-    baseline = None
+    types, baseline = [], None
     for number, path in enumerate(paths):
         pipeline = first if number == 0 else load(path)
         if pipeline.task.name != first.task.name:
@@ -205,12 +216,15 @@ def _evaluate(
                 f"{path}: a model for {pipeline.task.name} cannot be compared with one for "
                 f"{first.task.name}"
             )
+        types.append(_weight_dtype(pipeline.model))
         metrics.append({})
         differences.append({})
         if not isinstance(pipeline.task, EmbeddingTask):
             from miniformer.evaluation.evaluation import with_comparison
 
-            evaluation = pipeline.evaluate(data, num_resamples=num_resamples, **fields)
+            evaluation = pipeline.evaluate(  # as the measured predictions are computed
+                data, num_resamples=num_resamples, weight_dtype="stored", **fields
+            )
             metrics[-1] = evaluation.metrics
             if baseline is None:
                 baseline = evaluation
@@ -219,7 +233,16 @@ def _evaluate(
                 assert comparison is not None
                 differences[-1] = comparison.differences
         report(number + 1, len(paths))
-    return metrics, differences
+    return metrics, differences, types
+
+
+def _weight_dtype(model: Any) -> str:
+    """The stored type of most matrices."""
+    types = [
+        str(item.get("form") or (f"int{item['bits']}" if "bits" in item else item["type"]))
+        for item in model.weight_storage.values()
+    ]
+    return max(types, key=types.count, default="float32")
 
 
 def _is_compared(

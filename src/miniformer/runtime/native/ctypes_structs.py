@@ -93,6 +93,9 @@ def declare_signatures(library: ctypes.CDLL) -> None:
         c_void_p, c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, c_void_p, c_void_p,
     ]  # fmt: skip
     library.engine_quantize.argtypes = [c_void_p, c_int64, c_void_p, c_void_p]
+    library.engine_multiply_rows.argtypes = [
+        c_void_p, c_void_p, ctypes.c_int, c_void_p, ctypes.c_int, c_void_p,
+    ]  # fmt: skip
     sizes = (c_int64 * 6)()
     library.engine_sizes(sizes)
     expected = [ctypes.sizeof(struct) for struct in (Linear, Norm, Attention, Layer, Model, Step)]

@@ -118,7 +118,7 @@ def get_engine(model: Any, weight_dtype: str = "float32") -> Engine | None:
         weight_dtype,
         torch.get_num_threads(),
         os.getpid(),  # threads do not survive a fork
-        *map(_weight_version, itertools.chain(model.parameters(), model.buffers())),
+        *map(weight_version, itertools.chain(model.parameters(), model.buffers())),
     )
     cached = _ENGINES.get(model)
     if cached is not None and cached[0] == key and unsupported_reason(model) is None:
@@ -130,7 +130,7 @@ def get_engine(model: Any, weight_dtype: str = "float32") -> Engine | None:
             raise UserError(
                 f"weight_dtype={weight_dtype} needs the decoding kernels: {error}"
             ) from None
-        _warn_once(str(error))
+        warn_once(str(error))
         return None
     _ENGINES[model] = (key, engine)
     return engine
@@ -141,16 +141,17 @@ def _free_thread_pool(library: ctypes.CDLL, handle: int, process: int) -> None:
         library.engine_free(handle)
 
 
-def _weight_version(parameter: Tensor) -> tuple[int, int]:
+def weight_version(parameter: Tensor) -> tuple[int, int]:
     """Value that changes when a weight changes."""
     return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
 
 
 @functools.cache
-def _warn_once(reason: str) -> None:
+def warn_once(reason: str) -> None:
+    """Warns once if the kernels cannot be compiled; other reasons are no fault of the machine."""
     if "compile" in reason:
         warnings.warn(
-            f"decoding without native kernels is several times slower: {reason}",
+            f"without native kernels the model is several times slower: {reason}",
             NativeKernelsWarning,
             stacklevel=2,
         )

@@ -62,24 +62,43 @@ inline bool is_nan(float x) {
     return (bits & 0x7fffffff) > 0x7f800000;
 }
 
+// Nearest bf16 number, the even one of two; NaN stays NaN.
+inline uint16_t to_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : rounded);
+}
+inline float from_bf16(uint16_t half) {
+    const uint32_t bits = (uint32_t)half << 16;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
 // Quantizes to int8 with a scale per GROUP; a group with a non-finite value gets the scale NaN. `shifts`, if not null:
 // -128 times the sum of each group.
 void quantize(const float* x, int64_t n, int8_t* q, float* scales, int32_t* shifts = nullptr) {
     for (int64_t g = 0; g < n / GROUP; g++, x += GROUP, q += GROUP) {
-        float lane_max[8] = {};
-        int nonfinite = 0;
-        for (int i = 0; i < GROUP; i += 8)
-            for (int j = 0; j < 8; j++) {
-                const float magnitude = std::fabs(x[i + j]);
-                lane_max[j] = magnitude > lane_max[j] ? magnitude : lane_max[j];
-            }
-        for (int i = 0; i < GROUP; i++) nonfinite |= is_nonfinite(x[i]);
-        const float max_abs = *std::max_element(lane_max, lane_max + 8), inverse = max_abs > 0 && !nonfinite ? 127.0f / max_abs : 0.0f;
+        int32_t bits[GROUP], max_bits = 0;  // magnitudes have the order of their bits; infinity and NaN are the largest
+        std::memcpy(bits, x, sizeof(bits));
+        for (int i = 0; i < GROUP; i++) max_bits = std::max(max_bits, bits[i] & 0x7fffffff);
+        float max_abs;
+        std::memcpy(&max_abs, &max_bits, 4);
+        const bool nonfinite = max_bits >= 0x7f800000;
+        const float inverse = max_abs > 0 && !nonfinite ? 127.0f / max_abs : 0.0f;
         scales[g] = nonfinite ? NAN : max_abs / 127.0f;
-        for (int i = 0; i < GROUP; i++) q[i] = (int8_t)(int32_t)std::nearbyint(nonfinite ? 1.0f : x[i] * inverse);
-        if (!shifts) continue;
-        shifts[g] = 0;
-        for (int i = 0; i < GROUP; i++) shifts[g] -= 128 * q[i];
+        int32_t sum = 0;
+        if (nonfinite) {
+            std::fill_n(q, GROUP, (int8_t)1);
+            sum = GROUP;
+        } else {
+            int32_t values[GROUP];
+            for (int i = 0; i < GROUP; i++) values[i] = (int32_t)std::nearbyint(x[i] * inverse);
+            for (int i = 0; i < GROUP; i++) q[i] = (int8_t)values[i];
+            for (int i = 0; i < GROUP; i++) sum += values[i];
+        }
+        if (shifts) shifts[g] = -128 * sum;
     }
 }
 

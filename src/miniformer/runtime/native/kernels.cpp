@@ -9,8 +9,7 @@
 
 #include <mutex>
 
-#include "products.h"
-#include "thread_pool.h"
+#include "row_products.h"
 
 namespace {
 
@@ -97,18 +96,6 @@ void rotate(float* x, const float* cosine, const float* sine, int half) {
     }
 }
 
-// Inputs of a product for all tokens.
-struct ProductInputs {
-    std::vector<float> x, scales;
-    std::vector<int8_t> q;
-    std::vector<int32_t> shifts;
-    void reserve(size_t rows, size_t n) {
-        if (x.size() >= rows * n) return;
-        x.resize(rows * n); q.resize(rows * n);
-        scales.resize(rows * (n / GROUP + 1)); shifts.resize(scales.size());
-    }
-};
-
 // Buffers of one thread.
 struct ThreadBuffers {
     ProductInputs inputs;
@@ -191,14 +178,14 @@ class Runner {
             const int64_t group = b * (n / GROUP);
             quantize(unchanged ? from + b * n : row, n, buffer.q.data() + b * n, buffer.scales.data() + group, buffer.shifts.data() + group);
         };
-        if (unchanged && w.kind < INT8) return {from, nullptr, nullptr, nullptr};
+        if (unchanged && w.kind < INT8) return {from, nullptr, nullptr, nullptr, nullptr};
         if (shared_inputs) {
             parallel_for(count, t, prepare_token);
             pool.barrier();
         } else {
             for (int b = 0; b < count; b++) prepare_token(b);
         }
-        return {unchanged ? from : buffer.x.data(), buffer.q.data(), buffer.scales.data(), buffer.shifts.data()};
+        return {unchanged ? from : buffer.x.data(), buffer.q.data(), buffer.scales.data(), buffer.shifts.data(), nullptr};
     }
     template <class Output> void multiply(const Linear& w, const Input& in, int t, int count, Output&& output) {
         const Range mine = split_range(w.panels(), t, pool.count());
@@ -422,6 +409,10 @@ void engine_top_logprobs(void* engine, const float* logits, int rows, int n, int
 void engine_sizes(int64_t* out) {
     out[0] = sizeof(Linear); out[1] = sizeof(Norm); out[2] = sizeof(Attention);
     out[3] = sizeof(Layer); out[4] = sizeof(Model); out[5] = sizeof(Step);
+}
+// y = x W^T + bias for many rows, [rows, columns] -> [rows, rows of W]. `parallel`: see Parallel; null: one thread.
+void engine_multiply_rows(const Linear* w, const float* x, int rows, float* out, int threads, Parallel parallel) {
+    multiply_rows(*w, x, rows, out, threads, parallel);
 }
 void engine_quantize(const float* from, int64_t n, int8_t* to, float* scales) { quantize(from, n, to, scales); }
 }

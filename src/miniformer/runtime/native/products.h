@@ -39,12 +39,19 @@ struct Linear {
     int panels() const { return (rows + PANEL - 1) / PANEL; }
 };
 
+inline int64_t padded_width(int64_t n) { return n + n % 2; }
+
 // Inputs of a product: float32, and int8 with a scale per GROUP for int8 and int4 weights.
 struct Input {
     const float* x;
     const int8_t* q;
     const float* scales;
     const int32_t* shifts;  // -128 times the sum of a group
+    const uint16_t* halves; // bf16, rows padded to an even number of columns; null: bf16 weights multiply float32
+
+    Input from(int64_t row, int64_t n) const {
+        return {x + row * n, q + row * n, scales + row * (n / GROUP), shifts + row * (n / GROUP), halves ? halves + row * padded_width(n) : nullptr};
+    }
 };
 
 inline Lanes load(const float* from) {
@@ -123,6 +130,7 @@ template <int N, int BITS> void panel(const int8_t* w, const float* scales, cons
         for (int b = 0; b < N; b++)
             sums[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(group_sums[b]), _mm512_mul_ps(scale, _mm512_set1_ps(in.scales[b * groups + g])), sums[b]);
     }
+#pragma GCC unroll 16
     for (int b = 0; b < N; b++) _mm512_storeu_ps(out + b * PANEL, sums[b]);
 }
 #elif defined(__AVX2__)
@@ -185,12 +193,41 @@ template <int N, int BITS> void panel(const int8_t* w, const float* scales, cons
 }
 #endif
 
+// Product of a bf16 panel with bf16 inputs, two columns at a time.
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+constexpr bool MULTIPLIES_BF16 = true;
+template <int N> void bf16_panel(const uint16_t* w, const uint16_t* x, int n, float* out) {
+    alignas(64) static constexpr uint16_t PAIRS[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i pairs = _mm512_load_si512(PAIRS);
+    const int64_t width = padded_width(n);
+    __m512 sums[N];
+    for (int b = 0; b < N; b++) sums[b] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < n; i += 2) {
+        const __m512i columns = _mm512_maskz_loadu_epi16(i + 1 < n ? 0xffffffff : 0xffff, w + i * PANEL);
+        const __m512i two_columns = _mm512_permutexvar_epi16(pairs, columns);
+#pragma GCC unroll 16
+        for (int b = 0; b < N; b++) {
+            int32_t two;
+            std::memcpy(&two, x + b * width + i, 4);
+            sums[b] = _mm512_dpbf16_ps(sums[b], (__m512bh)two_columns, (__m512bh)_mm512_set1_epi32(two));
+        }
+    }
+#pragma GCC unroll 16
+    for (int b = 0; b < N; b++) _mm512_storeu_ps(out + b * PANEL, sums[b]);
+}
+#else
+constexpr bool MULTIPLIES_BF16 = false;
+template <int N> void bf16_panel(const uint16_t*, const uint16_t*, int, float*) {}
+#endif
+
 // Product of panel p with `count` inputs, at most TILE: out[count, PANEL].
 template <int N = TILE> void panel(const Linear& w, int p, int next, const Input& in, int count, float* out) {
     if constexpr (N > 1)
         if (count < N) return panel<N - 1>(w, p, next, in, count, out);
     const int64_t n = w.columns, begin = p * n * PANEL, next_begin = next * n * PANEL;
     if (w.kind == F32) panel<N>((const float*)w.weight + begin, (const float*)w.weight + next_begin, in.x, n, out);
+    else if (w.kind == BF16 && in.halves) bf16_panel<N>((const uint16_t*)w.weight + begin, in.halves, n, out);
     else if (w.kind == BF16) panel<N>((const uint16_t*)w.weight + begin, (const uint16_t*)w.weight + next_begin, in.x, n, out);
     else if (w.kind == INT8) panel<N, 8>((const int8_t*)w.weight + begin, w.scales + begin / GROUP, in, n, out);
     else panel<N, 4>((const int8_t*)w.weight + begin / 2, w.scales + begin / GROUP, in, n, out);
@@ -205,7 +242,7 @@ template <class Output> void product(const Linear& w, int begin, int end, const 
     for (int block_begin = begin; block_begin < end; block_begin += block)
         for (int tile = 0; tile < tiles; tile++) {
             const int first = (int64_t)count * tile / tiles, num_inputs = (int64_t)count * (tile + 1) / tiles - first;
-            const Input inputs{in.x + first * n, in.q + first * n, in.scales + first * (n / GROUP), in.shifts + first * (n / GROUP)};
+            const Input inputs = in.from(first, n);
             for (int p = block_begin; p < std::min(block_begin + block, end); p++) {
                 // Each tile prefetches its part of the next block.
                 const int next = (p - block_begin) % tiles == tile && p + block < end ? p + block : p;

@@ -1,4 +1,4 @@
-"""Limits PyTorch's threads while the kernels decode.
+"""PyTorch's threads: their limit while the kernels decode, and work on them.
 
 After a parallel operation OpenMP threads spin for milliseconds on the cores that the kernels need.
 PyTorch's operations on few rows gain nothing from several threads, so they use one.
@@ -31,6 +31,18 @@ def single_openmp_thread() -> Iterator[None]:
         yield
     finally:
         library.omp_set_num_threads(previous)
+
+
+def parallel_function() -> int | None:
+    """Address of the function that runs work on PyTorch's own threads; None: not found.
+
+    It is `GOMP_parallel`, which the OpenMP libraries of GCC and LLVM have. Threads of another
+    library would compete with PyTorch's, which spin after each operation.
+    """
+    library = _openmp_library()
+    if library is None or not hasattr(library, "GOMP_parallel"):
+        return None
+    return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from miniformer.runtime.native.weight_layout import (
     to_panels,
 )
 
-_GROUP_SIZE = 32  # int8 or int4 weights per scale
+GROUP_SIZE = 32  # int8 or int4 weights per scale
 _ACTIVATIONS = {"gelu": 0, "geglu": 0, "gelu_tanh": 1, "geglu_tanh": 1, "relu": 2, "reglu": 2,
                 "silu": 3, "swiglu": 3}  # fmt: skip
 
@@ -39,7 +39,7 @@ def smallest_exact_dtype(weight: Tensor) -> str:
     Args:
         weight: float32 [rows, columns].
     """
-    dtypes = ["bf16"] if weight.shape[1] % _GROUP_SIZE else ["int4", "int8", "bf16"]
+    dtypes = ["bf16"] if weight.shape[1] % GROUP_SIZE else ["int4", "int8", "bf16"]
     for dtype in dtypes:
         if all(torch.equal(_round_trip(part, dtype), part) for part in (weight[:8], weight)):
             return dtype
@@ -53,10 +53,10 @@ def _round_trip(weight: Tensor, dtype: str) -> Tensor:
     if dtype == "int8":
         values, scales = quantize_int8(weight)
     else:
-        packed, scales = quantize_int4(weight, _GROUP_SIZE)
+        packed, scales = quantize_int4(weight, GROUP_SIZE)
         pairs = torch.stack((packed & 15, packed >> 4), 2)  # [rows, columns / 8, 2, 4]
         values = pairs.flatten(1).to(torch.int8) - 8
-    groups = values.view(*scales.shape, _GROUP_SIZE) * scales[..., None]
+    groups = values.view(*scales.shape, GROUP_SIZE) * scales[..., None]
     return groups.flatten(1)
 
 
@@ -64,7 +64,7 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantizes a matrix; returns int8 values and the scales of the groups."""
     weight = weight.contiguous()
     quantized = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(len(weight), weight.shape[1] // _GROUP_SIZE)
+    scales = torch.empty(len(weight), weight.shape[1] // GROUP_SIZE)
     load_library().engine_quantize(
         weight.data_ptr(), weight.numel(), quantized.data_ptr(), scales.data_ptr()
     )
@@ -114,6 +114,45 @@ def unsupported_component(model: Any) -> str | None:
     if not reads_tokens or config.output_dim is not None or config.head != "linear":
         return "its inputs or outputs are not tokens"
     return None
+
+
+def pack_linear(
+    weight: Tensor, bias: Tensor | None, dtype: str, store: Callable[[Tensor], int]
+) -> Any:
+    """Copies a matrix and its bias to the layout of the kernels.
+
+    Args:
+        weight: float32 [rows, columns].
+        bias: [rows].
+        dtype: see `Engine`. Instead of int8 or int4, a matrix whose columns are no multiple of 32
+            has float32.
+        store: copies a tensor to memory that lives as long as the struct; returns its address.
+    """
+    weight = weight.detach()
+    rows, columns = weight.shape
+    struct = c.Linear(kind=0, rows=rows, columns=columns)
+    weight = pad_rows(weight, PANEL_ROWS)
+    if dtype == "stored":
+        dtype = smallest_exact_dtype(weight)
+    if dtype in ("int8", "int4") and columns % GROUP_SIZE:
+        dtype = "float32"
+    if dtype == "bf16":
+        struct.kind, weight = 1, to_panels(weight.bfloat16(), PANEL_ROWS)
+    elif dtype == "int8":
+        quantized, scales = quantize_int8(weight)
+        quantized = quantized.view(len(quantized), -1, 4)
+        struct.kind, weight = 2, to_panels(quantized, PANEL_ROWS)
+        struct.scales = store(to_panels(scales, PANEL_ROWS))
+    elif dtype == "int4":
+        quantized, scales = quantize_int4(weight, GROUP_SIZE)
+        struct.kind, weight = 3, to_panels(quantized, PANEL_ROWS)
+        struct.scales = store(to_panels(scales, PANEL_ROWS))
+    else:
+        weight = to_panels(weight, PANEL_ROWS)
+    struct.weight = store(weight)
+    if bias is not None:
+        struct.bias = store(pad_rows(bias.detach().float(), PANEL_ROWS))
+    return struct
 
 
 class NativeWeights:
@@ -234,31 +273,8 @@ class NativeWeights:
         return c.Norm(kind=1, width=gain.numel(), eps=norm.eps, weight=self._store_float32(gain))
 
     def _linear(self, weight: Tensor, bias: Tensor | None, is_head: bool = False) -> Any:
-        weight, dtype = weight.detach(), self.weight_dtype
-        rows, columns = weight.shape
-        struct = c.Linear(kind=0, rows=rows, columns=columns)
-        weight = pad_rows(weight, PANEL_ROWS)
-        if dtype == "stored":
-            dtype = smallest_exact_dtype(weight)
-        if dtype in ("int8", "int4") and columns % _GROUP_SIZE:
-            dtype = "float32"
-        if dtype == "bf16":
-            struct.kind, weight = 1, to_panels(weight.bfloat16(), PANEL_ROWS)
-        elif dtype == "int8" or (self.weight_dtype == "int4" and is_head):
-            quantized, scales = quantize_int8(weight)
-            quantized = quantized.view(len(quantized), -1, 4)
-            struct.kind, weight = 2, to_panels(quantized, PANEL_ROWS)
-            struct.scales = self._store(to_panels(scales, PANEL_ROWS))
-        elif dtype == "int4":
-            quantized, scales = quantize_int4(weight, _GROUP_SIZE)
-            struct.kind, weight = 3, to_panels(quantized, PANEL_ROWS)
-            struct.scales = self._store(to_panels(scales, PANEL_ROWS))
-        else:
-            weight = to_panels(weight, PANEL_ROWS)
-        struct.weight = self._store(weight)
-        if bias is not None:
-            struct.bias = self._store_float32(pad_rows(bias.detach(), PANEL_ROWS))
-        return struct
+        dtype = "int8" if is_head and self.weight_dtype == "int4" else self.weight_dtype
+        return pack_linear(weight, bias, dtype, self._store)
 
     def _store_float32(self, tensor: Tensor) -> int:
         return self._store(tensor.detach().float())

@@ -156,8 +156,9 @@ async def embed(body: EmbeddingBody, request: Request) -> dict[str, Any]:
         )
     pipeline = model.pipeline
     vectors: Any = await run_predictions(
-        state, model, request, "embed", texts, lambda inputs: pipeline.embed(inputs).numpy()
-    )
+        state, model, request, "embed", texts,
+        lambda inputs: pipeline.embed(inputs, weight_dtype=state.config.weights).numpy(),
+    )  # fmt: skip
     if body.dimensions is not None:
         vectors = vectors[:, : body.dimensions]
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -131,13 +131,14 @@ async def _predict(body: InputBody, request: Request, tasks: Sequence[str]) -> d
     """Predictions of the pipeline for inputs."""
     model = _model_of(body, request, tasks)
     pipeline, truncate = model.pipeline, body.truncate
+    weights = request.app.state.server.config.weights
     is_single = pipeline.task.is_single_input(body.input)
     inputs = [body.input] if is_single else body.input
     group = ("predict", truncate, type(inputs[0]))
     try:
         results = await run_predictions(
             request.app.state.server, model, request, group, inputs,
-            lambda items: pipeline.predict_all(items, truncate=truncate),
+            lambda items: pipeline.predict_all(items, truncate=truncate, weight_dtype=weights),
         )  # fmt: skip
     except InputError as error:
         raise ApiError(f"input: {error}", param="input") from None

@@ -12,6 +12,7 @@ from typing import Any
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
+from miniformer.generation.runtime import inference_model
 from miniformer.generation.slots import SlotDecoder
 from miniformer.serving.config import ServeConfig
 from miniformer.serving.metrics import Metrics
@@ -57,7 +58,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="miniformer-worker", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Starts the thread.
+
+        Raises:
+            UserError: the model cannot have the type of weights.
+        """
         pipeline = self.pipeline
         if generates_text(pipeline):
             options = GenerationConfig(weight_dtype=self.config.weights)
@@ -70,6 +75,8 @@ class Worker:
                 return_logprobs=True,
                 on_error=self._fail,
             )
+        else:
+            inference_model(pipeline.model, self.config.weights)  # converts the weights
         self._thread.start()
 
     @property

@@ -63,21 +63,25 @@ def test_compare_has_the_numbers_of_evaluate(folder, monkeypatch, capsys):
     assert max(map(len, text.splitlines())) <= 80
 
 
-@pytest.mark.catches("slower_models_are_as_fast")
+@pytest.mark.catches("slower_models_are_as_fast", "the_first_model_is_the_fastest")
 def test_verdicts(tmp_path):
     def model(name, difference, ratio):
         speed = Speed(0.1, {1: 10.0}, {1: ratio}, 1)
-        return ComparedModel(tmp_path / name, 100, {"f1": 0.5}, difference, speed)
+        return ComparedModel(tmp_path / name, 100, {"f1": 0.5}, difference, speed, "int8")
 
     clear = Difference(0.4, 0.5, -0.1, -0.15, -0.05, 0.01)
     unclear = Difference(0.51, 0.5, 0.01, -0.02, 0.04, 0.6)
     models = (model("a", None, 1.0), model("b", clear, 1.5), model("c", unclear, 0.9))
-    first, second = ModelComparison("data", 9, "f1", "records", models).verdicts()
+    first, second, fastest = ModelComparison("data", 9, "f1", "records", models).verdicts()
     assert first == "b: 1.00 of the bytes, 1.50x as fast at batch 1, f1 -0.1"
     assert " ".join(second.split()) == (
         "c: 1.00 of the bytes, slower (0.90x) at batch 1, f1 +0.01 (within the interval of no "
         "difference)"
     )
+    assert fastest == "fastest at batch 1: b (int8)"
+    models = (*models, model("d", clear, 1.47))
+    text = ModelComparison("data", 9, "f1", "records", models).verdicts()[-1]
+    assert text == "fastest at batch 1: b (int8), d (int8)"
 
 
 class Clock:
