@@ -30,6 +30,7 @@ SCRIPTS = {
         "{sets}", "--sets", "tinyshakespeare", "--seeds", "1", "--policy", "tiny", "--settings",
         json.dumps({"max_steps": 4, "seq_len": 32, "model_config": TINY}),
     ],
+    "encoders.py": ["--widths", "32", "--layers", "1", "--rounds", "1", "--batches", "2"],
     "environment.py": [],
     "export.py": ["--rounds", "1"],
     "export_files.py": ["--part", "convert", "--tiny", "--rounds", "1"],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.slow import ROOT
 
+TESTS = ("tests/unit/runtime/test_native.py", "tests/unit/runtime/rounded")
 # Architectures, and the flags in /proc/cpuinfo that they need.
 ARCHITECTURES = {"haswell": {"avx2", "fma", "bmi2", "movbe"}, "x86-64": set()}
 # Registers that must not occur in the disassembly of a build.
@@ -36,7 +37,7 @@ def main() -> int:
                 **os.environ, "MINIFORMER_KERNELS_ARCH": architecture, "MINIFORMER_CACHE": cache,
             }  # fmt: skip
             code = subprocess.run(
-                [sys.executable, "-m", "pytest", "tests/unit/runtime/test_native.py"],
+                [sys.executable, "-m", "pytest", *TESTS],
                 cwd=ROOT, env=environment, check=False,
             ).returncode  # fmt: skip
             (library,) = Path(cache).glob("*.so")

@@ -80,7 +80,9 @@ PARTS = (
         ("-m", "tests.slow.kernels"),
         (
             "src/miniformer/runtime/native/*",
+            "src/miniformer/runtime/rounded/*.py",
             "tests/unit/runtime/test_native.py",
+            "tests/unit/runtime/rounded/*.py",
             "tests/slow/kernels.py",
         ),
         6,

@@ -22,7 +22,7 @@ from miniformer.compression.exits.bound import (
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 from miniformer.data.reading.records import as_records
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.runtime import eval_mode, inference_model
 from miniformer.model.exit_policy import exit_outputs
 from miniformer.tasks.common.input_encoding import model_inputs
 from miniformer.utils.atomic import write_json
@@ -95,6 +95,7 @@ def _all_exits(pipeline: Pipeline, data: Any) -> tuple[np.ndarray, np.ndarray]:
     records = as_records(data, task.schema, mapping=pipeline.data_settings.mapping())
     confidences, is_right = [], []
     device = next(model.parameters()).device
+    model = inference_model(model, "stored")  # as `predict` does
     with torch.inference_mode(), eval_mode(model):
         for batch in evaluation_batches(pipeline, records):
             inputs = model_inputs(model, batch)

@@ -124,7 +124,7 @@ def _copy(module: Any, replaced: dict[nn.Module, nn.Module]) -> Any:
     if all(child is module._modules[name] for name, child in children.items()):
         replaced[module] = module
     else:
-        copied = replaced[module] = type(module).__new__(type(module))
+        copied = replaced[module] = module.__new__(type(module))
         vars(copied).update(vars(module))
         vars(copied)["_modules"] = children
     return replaced[module]

@@ -6,12 +6,15 @@ import shutil
 import pytest
 import torch
 
+import miniformer
 from miniformer import cli
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.compression.exits.calibrate import calibrate_exit
 from miniformer.compression.exits.command import parse_share
 from miniformer.config import UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.model.exit_policy import exit_outputs
+from miniformer.runtime.rounded.linear import RoundedLinear
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.ordinal_regression import OrdinalRegression
 from miniformer.tasks.regression import Regression
@@ -58,6 +61,24 @@ def test_predict_and_evaluate_use_the_threshold(directory, tmp_path, capsys):
     assert "layers on average for 60 records" in capsys.readouterr().err
     again = calibrate_exit(directory, RECORDS, max_loss=0.6, confidence=0.9)
     assert again.threshold == stored["threshold"]
+
+
+@pytest.mark.catches("exits_are_calibrated_in_float32")
+def test_exits_are_calibrated_with_the_weights_of_predict(tmp_path, monkeypatch):
+    """The inputs of a quantized directory are rounded, which can change exits."""
+    model = tiny_model(vocab_size=258, d_model=32, causal=False, output_dim=2, pooling="mean")
+    task = Classification(classes=["a", "b"], input_kind="text")
+    pipeline = Pipeline(model, Tokenizer.train("byte", []), task=task)
+    miniformer.quantize(pipeline, tmp_path / "int8", to="int8")
+    seen = []
+
+    def outputs_of(model, *inputs, **options):
+        seen.append(type(model.layers[0].feed_forward.up_proj))
+        return exit_outputs(model, *inputs, **options)
+
+    monkeypatch.setattr("miniformer.compression.exits.calibrate.exit_outputs", outputs_of)
+    calibrate_exit(tmp_path / "int8", RECORDS, max_loss=0.6, confidence=0.9)
+    assert set(seen) == {RoundedLinear}
 
 
 @pytest.mark.catches("percent_is_a_share")
