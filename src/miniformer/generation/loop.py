@@ -113,7 +113,9 @@ def prefill(
         batch = truncate_prompts(batch, max_seq_len)
     batch = batch.to(next(model.parameters()).device)
     ids, mask = batch.ids, batch.mask
-    memory = encode_sources(model, batch, weight_dtype=options.weight_dtype)
+    memory = []
+    if batch.source is not None:
+        memory = encode_sources(model, batch, weight_dtype=options.weight_dtype)
     runtime = make_runtime(model, memory, options)
     tokens = ids.new_full((len(ids), ids.shape[1] + options.max_new_tokens), -1)
     tokens[:, : ids.shape[1]] = ids if mask is None else ids.where(mask, -1)
