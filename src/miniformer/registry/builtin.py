@@ -111,7 +111,10 @@ _COMMANDS = {
         "miniformer.compression.exits.command",
         "choose when records leave a classifier early",
     ),
-    "prune": ("miniformer.compression.pruning.command", "remove parts of a model"),
+    "prune": (
+        "miniformer.compression.pruning.command",
+        "remove parts of a model, or set weights to zero",
+    ),
     "serve": ("miniformer.serving.command", "serve models over HTTP, with OpenAI's interface"),
     "export": ("miniformer.exporters.command", "write a model for another program"),
     "export-bench": (
@@ -297,7 +300,10 @@ KINDS: dict[str, Kind] = {
             "none": "miniformer.training.optim.schedules:none",
         },
     ),
-    "loss_term": Kind("(model, batch, **options) -> LossTerm, or a class built with the options"),
+    "loss_term": Kind(
+        "(model, batch, **options) -> LossTerm, or a class built with the options",
+        {"distillation": "miniformer.compression.distillation:Distillation"},
+    ),
     "logger": Kind(
         "(run folder) -> Lightning logger",
         {
@@ -310,7 +316,10 @@ KINDS: dict[str, Kind] = {
     ),
     "callback": Kind(
         "(**options) -> lightning.Callback",
-        {"sparse_training": "miniformer.compression.sparse_training.callback:SparseTraining"},
+        {
+            "sparse_training": "miniformer.compression.sparse_training.callback:SparseTraining",
+            "weight_masks": "miniformer.compression.pruning.weight_masks:WeightMasks",
+        },
     ),
     "batch_order": Kind("(**options) -> BatchOrder"),
     # Tools.

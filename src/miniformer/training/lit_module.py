@@ -84,9 +84,9 @@ class MiniFormerLitModule(L.LightningModule):
         task = registry.get("task", task)() if isinstance(task, str) else task
         freeze_parameters(model)
         self.loss_module = LossModule(model.train(), task)  # a loaded model is in eval mode
+        self.tokenizer = tokenizer
         needs_passes = loss_terms or early_exit is not None or task.has_own_passes
         self.passes = self._make_passes(loss_terms, early_exit) if needs_passes else None
-        self.tokenizer = tokenizer
         self._make_optimizer = registry.get("optimizer", optimizer)
         lr = default_lr(optimizer) if lr is None else lr
         options = {"lr": lr, "weight_decay": weight_decay, **(optimizer_config or {})}

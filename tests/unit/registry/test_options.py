@@ -115,7 +115,7 @@ def test_problems_of_settings_are_found_without_an_import(install):
     assert problems("a.b:C", {"type": "a.b:C"}, paths=True) == []
     unknown = (
         "callbacks[1]: unknown callback 'clok' (did you mean 'clock'?); "
-        "known: sparse_training, clock"
+        "known: sparse_training, weight_masks, clock"
     )
     assert problems("clock", {"type": "clok"}) == [unknown]
     assert problems("clock", "clok", paths=True) == [

@@ -7,6 +7,7 @@ Embeddings, heads and matrices that are no linear layer are rounded as without c
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,14 +29,10 @@ def calibrated_model(model: Any, types: Types, data: CalibrationData) -> Any:
     """
     result = copy.deepcopy(model).float()
     matrices = named_matrices(result)
-    layers: dict[tuple[str, int], dict[str, WeightMatrix]] = {}
     for name in types:
-        layer = layer_of(name)
-        if layer is not None and is_calibrated(matrices[name]):
-            layers.setdefault(layer, {})[name] = matrices[name]
-        else:
+        if not is_calibrated(matrices[name]):
             _set_weight(matrices[name], rounded_weight(matrices[name].weight, types[name]))
-    for members in layers.values():
+    for members in by_layer(matrices[name] for name in types):
         modules = {name: matrix.module for name, matrix in members.items()}
         moments = input_moments(result, modules, data)
         for name, matrix in members.items():
@@ -46,6 +43,16 @@ def calibrated_model(model: Any, types: Types, data: CalibrationData) -> Any:
                 rounded = rounded_weight(matrix.weight, types[name])
             _set_weight(matrix, rounded)
     return result
+
+
+def by_layer(matrices: Iterable[WeightMatrix]) -> list[dict[str, WeightMatrix]]:
+    """The calibrated ones of some matrices by name, those of a layer together, in order."""
+    layers: dict[tuple[str, int], dict[str, WeightMatrix]] = {}
+    for matrix in matrices:
+        layer = layer_of(matrix.name)
+        if layer is not None and is_calibrated(matrix):
+            layers.setdefault(layer, {})[matrix.name] = matrix
+    return [*layers.values()]
 
 
 def is_calibrated(matrix: WeightMatrix) -> bool:

@@ -1,4 +1,4 @@
-"""`miniformer prune`: a model without its least important parts."""
+"""`miniformer prune`: a model without its least important parts, or with zeros."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from miniformer.compression.comparison.after import add_comparison_flag, print_comparison
 
 DESCRIPTION = (
-    "Remove the least important heads, feed-forward columns or layers of a model. The written "
-    "directory is an ordinary one of a smaller model."
+    "Remove the least important heads, feed-forward columns or layers of a model, or set its least "
+    "important weights to zero. The written directory is an ordinary one."
 )
 
 
@@ -18,17 +18,51 @@ def add_arguments(parser: Any) -> None:
     parser.add_argument("out", type=str, help="directory to write")
     parser.add_argument(
         "--remove",
-        type=str,
-        required=True,
-        help="shares and numbers: heads=0.5,ffn=0.5,layers=2; for seq2seq also encoder_layers and "
-        "decoder_layers",
+        type=str | None,
+        default=None,
+        help="parts to remove, as shares and numbers: heads=0.5,ffn=0.5,layers=2; for seq2seq also "
+        "encoder_layers and decoder_layers",
+    )
+    parser.add_argument(
+        "--sparsity",
+        type=str | None,
+        default=None,
+        help="weights of the linear layers within the layers that become zero: a share such as "
+        "0.5, or 2:4, two of each four inputs of a row",
+    )
+    parser.add_argument(
+        "--method",
+        type=str | None,
+        default=None,
+        help="of --sparsity: magnitude, the default without records, wanda, or sparsegpt, the "
+        "default with records",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=str | None,
+        default=None,
+        help="labeled records, such as those of training, by which parts and weights are chosen; "
+        "default: those of --data; without both, heads, columns and zeros are chosen by weights",
     )
     parser.add_argument(
         "--data",
         type=str | None,
         default=None,
-        help="labeled records: importance, the loss before and after, and a comparison of the "
-        "models; without them heads and columns are chosen by their weights",
+        help="labeled records; their loss before and after is printed, and a comparison of the "
+        "models",
+    )
+    parser.add_argument(
+        "--heal",
+        type=str | None,
+        default=None,
+        help="labeled records, such as those of training, on which the pruned model is trained by "
+        "distillation from the model; zeros stay zero",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int | None,
+        default=None,
+        help="optimizer steps of --heal; default: one pass over its records",
     )
     add_comparison_flag(parser)
 
@@ -36,8 +70,11 @@ def add_arguments(parser: Any) -> None:
 def run(values: dict[str, Any]) -> int:
     """Prunes; returns the exit code."""
     from miniformer.compression.pruning.prune import prune
+    from miniformer.training.callbacks.progress import make_console
 
-    print(prune(values["directory"], values["out"], remove=values["remove"], data=values["data"]))
-    if values["data"] is not None and not values["no_compare"]:
-        print_comparison(values["directory"], values["out"], values["data"])
+    directory, out = values.pop("directory"), values.pop("out")
+    compares = not values.pop("no_compare") and values["data"] is not None
+    print(prune(directory, out, **values, console=make_console()))
+    if compares:
+        print_comparison(directory, out, values["data"])
     return 0

@@ -1,26 +1,33 @@
-"""`miniformer.prune`: a smaller model directory."""
+"""`miniformer.prune`: a smaller model directory, or one with zeros."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miniformer.checkpoint.directory import require_empty
 from miniformer.checkpoint.pipeline import Pipeline, load
+from miniformer.compression.calibration.data import CalibrationData
+from miniformer.compression.pruning.healing import healed_model
 from miniformer.compression.pruning.removal import remove_parts
-from miniformer.compression.pruning.request import parse_removal
+from miniformer.compression.pruning.request import choose_method, parse_removal, parse_sparsity
+from miniformer.compression.pruning.sparsity import Zeros, count_zeros, sparse_model
 from miniformer.compression.source import (
     check_without_transforms,
     data_loss,
     read_source,
     relative_change,
     stored_kinds,
+    with_model,
     write_directory,
 )
 from miniformer.compression.weights import check_finite
 from miniformer.config import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +40,8 @@ class Pruned:
         num_weights: parameters before and after.
         num_bytes: of the weights before and after, in `model.safetensors`.
         losses: on the data before and after; None: without data.
+        zeros: with `sparsity`, the zeros that were counted.
+        unhealed_loss: with `heal`, the loss on the data before it.
     """
 
     directory: Path
@@ -40,6 +49,8 @@ class Pruned:
     num_weights: tuple[int, int]
     num_bytes: tuple[int, int]
     losses: tuple[float, float] | None = None
+    zeros: Zeros | None = None
+    unhealed_loss: float | None = None
 
     def __str__(self) -> str:
         before, after = self.num_bytes
@@ -49,17 +60,31 @@ class Pruned:
             f"{self.num_weights[0]:,} parameters before, {self.num_weights[1]:,} after",
             *(f"removed {line}" for line in self.lines),
         ]
+        if self.zeros is not None:
+            lines.append(str(self.zeros))
         if self.losses is not None:
             first, second = self.losses
             change = 100 * relative_change(first, second)
-            lines.append(f"loss: {first:.5f} before, {second:.5f} after ({change:+.2f} %)")
+            healed = "" if self.unhealed_loss is None else f"{self.unhealed_loss:.5f} pruned, "
+            name = "healed" if healed else "after"
+            lines.append(f"loss: {first:.5f} before, {healed}{second:.5f} {name} ({change:+.2f} %)")
         return "\n".join(lines)
 
 
 def prune(
-    model: Any, out: str | Path, *, remove: str | Mapping[str, Any], data: Any = None
+    model: Any,
+    out: str | Path,
+    *,
+    remove: str | Mapping[str, Any] | None = None,
+    sparsity: str | float | None = None,
+    method: str | None = None,
+    calibrate: Any = None,
+    data: Any = None,
+    heal: Any = None,
+    steps: int | None = None,
+    console: Console | None = None,
 ) -> Pruned:
-    """Writes a model directory without the least important parts of a model.
+    """Writes a model directory without the least important parts or weights of a model.
 
     Args:
         model: a `Pipeline`, a model, a model directory, or the folder of a run. It is not changed.
@@ -67,25 +92,65 @@ def prune(
         remove: shares of heads and of feed-forward columns, and numbers of layers, such as
             `heads=0.5,ffn=0.5,layers=2` or {"ffn": 0.5}; for seq2seq also `encoder_layers` and
             `decoder_layers`.
-        data: labeled records, by which importance is computed, and their loss before and after;
-            None: heads and columns are chosen by their weights, and layers not at all.
+        sparsity: weights of the linear layers within the layers that become zero: the share of each
+            matrix, such as 0.5, or `2:4`, two of each four consecutive inputs of a row. With
+            `remove`, of the smaller model.
+        method: of `sparsity`: magnitude, wanda (Sun et al. 2024) or sparsegpt (Frantar & Alistarh
+            2023); None: sparsegpt with records, else magnitude.
+        calibrate: labeled records, such as those of training, by which parts and weights are
+            chosen; wanda and sparsegpt need at least 32. None: those of `data`. Without both, heads
+            and columns are chosen by their weights, and layers not at all.
+        data: labeled records; their loss is computed before and after.
+        heal: labeled records, such as those of training, on which the pruned model is trained by
+            distillation from the model; zeros stay zero. None: it is not trained.
+        steps: optimizer steps of `heal`; None: one pass over its records.
+        console: output for the messages of `heal`; None: it prints nothing.
 
     Raises:
-        UserError: a share or a number is invalid, a part cannot be removed, the model is quantized
-            or has transforms or weights that are not finite, a record is of another task; or `out`
-            is not empty.
+        UserError: a share, a number or a method is invalid, a part cannot be removed, the model is
+            quantized or has transforms or weights that are not finite, records are too few or of
+            another task; or `out` is not empty.
     """
-    parts = parse_removal(remove)
+    parts = {} if remove is None else parse_removal(remove)
+    zeros = None if sparsity is None else parse_sparsity(sparsity)
+    records = data if calibrate is None else calibrate
+    if remove is None and zeros is None:
+        raise UserError(
+            "prune needs remove or sparsity: remove=ffn=0.5 makes a smaller model, sparsity=0.5 "
+            "one with zeros"
+        )
+    if zeros is None and method is not None:
+        raise UserError("method is for sparsity; leave it out")
+    if zeros is not None:
+        method = choose_method(method, has_records=records is not None)
+    if steps is not None and (heal is None or steps < 1):
+        problem = "needs heal" if heal is None else "must be at least 1"
+        raise UserError(f"steps={steps} {problem}: the number of optimizer steps of heal")
     out = Path(out)
     require_empty(out)
     source = read_source(model, "prune")
     pipeline = source if isinstance(source, Pipeline) else None
     original = source.model if isinstance(source, Pipeline) else source
-    if data is not None and pipeline is None:
-        raise UserError("data needs a model with its task: a Pipeline or its directory")
+    for name, value in (("data", data), ("calibrate", calibrate), ("heal", heal)):
+        if value is not None and pipeline is None:
+            raise UserError(f"{name} needs a model with its task: a Pipeline or its directory")
     _check_model(original)
+    calibration = None
+    if pipeline is not None and zeros is not None and method != "magnitude":
+        calibration = CalibrationData(pipeline, records)
     first_loss = None if pipeline is None or data is None else data_loss(pipeline, data)
-    result, lines = remove_parts(original, pipeline, parts, data)
+    result, lines = original, list[str]()
+    if parts:
+        result, lines = remove_parts(original, pipeline, parts, records)
+    if zeros is not None and method is not None:
+        result = sparse_model(result, zeros, method, calibration)
+    unhealed_loss = None
+    if pipeline is not None and heal is not None:
+        pruned = with_model(pipeline, result)
+        unhealed_loss = None if data is None else data_loss(pruned, data)
+        result = healed_model(
+            pruned, pipeline, heal, steps, has_zeros=zeros is not None, console=console
+        )
     write_directory(result, pipeline, out)
     losses = None
     if first_loss is not None:
@@ -102,6 +167,8 @@ def prune(
             (out / "model.safetensors").stat().st_size,
         ),
         losses=losses,
+        zeros=None if zeros is None or method is None else count_zeros(result, zeros, method),
+        unhealed_loss=unhealed_loss,
     )
 
 

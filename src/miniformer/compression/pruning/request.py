@@ -1,4 +1,4 @@
-"""The request of `prune`: `heads=0.5,ffn=0.5,layers=2`."""
+"""The request of `prune`: `heads=0.5,ffn=0.5,layers=2`, and `0.5` or `2:4`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from miniformer.config import UserError
 
 SHARES = ("heads", "ffn")
 COUNTS = ("layers", "encoder_layers", "decoder_layers")
+PATTERN = "2:4"  # two of each four consecutive inputs of a row are zero
+METHODS = ("magnitude", "wanda", "sparsegpt")
+Sparsity = float | str  # the share of zeros, or `PATTERN`
 
 
 def parse_removal(remove: str | Mapping[str, Any]) -> dict[str, float]:
@@ -57,6 +60,48 @@ def _number(name: str, value: Any) -> float:
     if name in COUNTS and (not number >= 1 or number != int(number)):
         raise UserError(f"remove: {name} must be a number of layers from 1, not {value}")
     return number
+
+
+def parse_sparsity(sparsity: str | float) -> Sparsity:
+    """The share of zeros, or `2:4`.
+
+    Args:
+        sparsity: `0.5` or `2:4`, or a number.
+
+    Raises:
+        UserError: it is neither `2:4` nor a share within (0, 1).
+    """
+    if isinstance(sparsity, str) and sparsity.strip() == PATTERN:
+        return PATTERN
+    try:
+        share = float(sparsity)
+    except (TypeError, ValueError):
+        share = float("nan")
+    if isinstance(sparsity, bool) or not 0 < share < 1:
+        raise UserError(
+            f"sparsity={sparsity!r} must be a share between 0 and 1, such as 0.5, or {PATTERN}"
+        )
+    return share
+
+
+def choose_method(method: str | None, *, has_records: bool) -> str:
+    """The method of sparsity: without a choice `sparsegpt` with records, else `magnitude`.
+
+    Raises:
+        UserError: it is unknown, or needs records.
+    """
+    if method is None:
+        return "sparsegpt" if has_records else "magnitude"
+    if method not in METHODS:
+        closest = difflib.get_close_matches(method, METHODS, n=1)
+        hint = f"; did you mean {closest[0]!r}?" if closest else ""
+        raise UserError(f"method={method!r} is none of {', '.join(METHODS)}{hint}")
+    if method != "magnitude" and not has_records:
+        raise UserError(
+            f"method={method} needs calibrate: records, such as those of training; without them "
+            "use method=magnitude"
+        )
+    return method
 
 
 def count_removed(name: str, share: float, total: int) -> int:

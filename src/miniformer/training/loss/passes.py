@@ -50,6 +50,7 @@ class TrainingPasses:
             config = EarlyExitConfig.from_dict(dict(early_exit))
             exits = ExitLosses(module.model, module.task, config)
         self.terms = LossTerms(module.task, settings, exits)
+        self.terms.start(module.model, module.task, module.tokenizer)
         self.has_own_step = type(module.task).step is not Task.step
         self.callback = LossTermStates(self)
         self._last_sums: dict[str, Tensor] = {}  # of the last step

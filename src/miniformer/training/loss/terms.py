@@ -68,7 +68,7 @@ class LossTerms:
         """Summed loss and count of the task, and all terms of a batch."""
         exits: dict[str, LossTerm] = {}
         if self.exits is None:
-            result: Any = task.loss(model, batch)
+            result: Any = task.loss(self._observed(model), batch)
         else:
             result, exits = self.exits.loss(task, model, batch)
         loss, count, *own = result
@@ -76,6 +76,23 @@ class LossTerms:
         if undeclared := terms.keys() - {*task.loss_terms}:
             raise undeclared_terms(task, undeclared)
         return loss, count, {**terms, **exits, **self.of_batch(model, batch)}
+
+    def start(self, model: Any, task: Task, tokenizer: Any) -> None:
+        """Calls the method `start` of the terms that have one, with what the run trains.
+
+        Raises:
+            UserError: a term does not fit the run.
+        """
+        for component, _ in self.configured.values():
+            if hasattr(component, "start"):
+                component.start(model, task, tokenizer)
+
+    def _observed(self, model: Any) -> Any:
+        """What the task computes its loss with: the model, as the terms `observe` it."""
+        for component, _ in self.configured.values():
+            if hasattr(component, "observe"):
+                model = component.observe(model)
+        return model
 
     def of_batch(self, model: Any, batch: Batch) -> dict[str, LossTerm]:
         """The terms of `TrainConfig.loss_terms` for a batch."""

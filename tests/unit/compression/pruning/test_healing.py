@@ -1,0 +1,48 @@
+"""Healing of pruned models."""
+
+import json
+
+import pytest
+import torch
+
+import miniformer
+from miniformer import cli
+from miniformer.model.matrices import weight_matrices
+from tests.unit.compression.conftest import texts
+
+RECORDS = [{"text": text} for text in texts(200, seed=7)]
+VAL = [{"text": text} for text in texts(40, seed=8)]
+
+
+def zeros_of(model):
+    return {x.name: x.weight.detach() == 0 for x in weight_matrices(model) if x.layer is not None}
+
+
+@pytest.mark.catches("healing_changes_the_zeros", "healed_weights_are_not_written")
+def test_a_sparse_model_heals_with_the_same_zeros(trained, tmp_path):
+    options = {"sparsity": "2:4", "method": "magnitude", "data": VAL}
+    plain = miniformer.prune(trained, tmp_path / "plain", **options)
+    healed = miniformer.prune(trained, tmp_path / "healed", heal=RECORDS, steps=30, **options)
+    models = [miniformer.load(tmp_path / name).model for name in ("plain", "healed")]
+    zeros = [zeros_of(model) for model in models]
+    assert all(torch.equal(x, zeros[1][name]) for name, x in zeros[0].items())
+    assert healed.zeros == plain.zeros
+    assert healed.unhealed_loss == pytest.approx(plain.losses[1], rel=1e-5)
+    before, after = healed.losses
+    assert after - before < 0.7 * (plain.losses[1] - before)
+    assert not models[1].transforms
+
+
+def test_the_command_heals_a_narrow_model(trained, tmp_path, capsys):
+    trained.save(tmp_path / "model")
+    for name, records in (("train", RECORDS), ("val", VAL)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    flags = ["prune", str(tmp_path / "model"), str(tmp_path / "out"), "--remove", "ffn=0.5"]
+    flags += ["--data", str(tmp_path / "val.jsonl"), "--heal", str(tmp_path / "train.jsonl")]
+    assert cli.main([*flags, "--steps", "20", "--no-compare"]) == 0
+    text = capsys.readouterr().out
+    out = miniformer.load(tmp_path / "out")
+    loss = out.evaluate(VAL, num_resamples=0).metrics["loss"]
+    assert f" pruned, {loss:.5f} healed (" in text
+    assert out.model.config.ff_width == 32
