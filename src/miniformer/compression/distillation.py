@@ -77,7 +77,7 @@ class Distillation:
         self._task = task
 
     def observe(self, model: Any) -> Any:
-        """What the task computes its loss with: the model, whose outputs are recorded."""
+        """The model, whose outputs are recorded: the task computes its loss with it."""
         self._recorder = OutputRecorder(model)
         return self._recorder
 

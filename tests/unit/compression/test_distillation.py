@@ -121,8 +121,8 @@ def test_chunks_of_logits_have_the_same_gradients(tmp_path, monkeypatch):
         monkeypatch.setattr(distillation, "_MAX_LOGITS", limit)
         total = term(student, batch).total
         gradients.append(torch.autograd.grad(total, [*student.parameters()]))
-    for whole, chunked in zip(*gradients, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-4)
+    for single, chunked in zip(*gradients, strict=True):
+        torch.testing.assert_close(chunked, single, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.catches("the_teacher_is_trained")
@@ -177,9 +177,9 @@ def test_teachers_that_do_not_fit(tmp_path):
     term = Distillation(str(tmp_path / "teacher"))
     with pytest.raises(UserError, match="a model for classification, and the run trains regress"):
         term.start(model, CASES["regression"][0], TOKENIZER)
-    other = Classification(classes=["b", "a", "c"], input_kind="text")
+    reordered = Classification(classes=["b", "a", "c"], input_kind="text")
     with pytest.raises(UserError, match="classes of the teacher differs; train with the classes"):
-        term.start(model, other, TOKENIZER)
+        term.start(model, reordered, TOKENIZER)
     chars = Tokenizer.train("char", ["abc"])
     with pytest.raises(UserError, match="the tokenizer of the teacher differs"):
         term.start(model, task, chars)

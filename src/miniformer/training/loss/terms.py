@@ -88,7 +88,7 @@ class LossTerms:
                 component.start(model, task, tokenizer)
 
     def _observed(self, model: Any) -> Any:
-        """What the task computes its loss with: the model, as the terms `observe` it."""
+        """The model that the task computes its loss with, as the terms `observe` it."""
         for component, _ in self.configured.values():
             if hasattr(component, "observe"):
                 model = component.observe(model)

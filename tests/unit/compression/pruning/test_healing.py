@@ -22,14 +22,13 @@ def zeros_of(model):
 def test_a_sparse_model_heals_with_the_same_zeros(trained, tmp_path):
     options = {"sparsity": "2:4", "method": "magnitude", "data": VAL}
     plain = miniformer.prune(trained, tmp_path / "plain", **options)
-    healed = miniformer.prune(trained, tmp_path / "healed", heal=RECORDS, steps=30, **options)
+    healed = miniformer.prune(trained, tmp_path / "healed", heal=RECORDS, steps=50, **options)
     models = [miniformer.load(tmp_path / name).model for name in ("plain", "healed")]
     zeros = [zeros_of(model) for model in models]
     assert all(torch.equal(x, zeros[1][name]) for name, x in zeros[0].items())
     assert healed.zeros == plain.zeros
     assert healed.unhealed_loss == pytest.approx(plain.losses[1], rel=1e-5)
-    before, after = healed.losses
-    assert after - before < 0.7 * (plain.losses[1] - before)
+    assert healed.losses[1] < 0.95 * healed.unhealed_loss
     assert not models[1].transforms
 
 

@@ -95,10 +95,10 @@ def test_a_resumed_run_has_the_same_zeros(sparse, tmp_path):
         **RUN, "work_dir": str(tmp_path), "init_from": str(directory), "val_share": 0.2,
         "callbacks": ["weight_masks"], "checkpoint_interval": 3,
     }  # fmt: skip
-    whole = miniformer.train(RECORDS, experiment_name="whole", **options)
+    straight = miniformer.train(RECORDS, experiment_name="straight", **options)
     first = miniformer.train(RECORDS, experiment_name="part", **{**options, "max_steps": 3})
     resumed = miniformer.train(RECORDS, resume=str(first.folder), max_steps=6, quiet=True)
-    models = [miniformer.load(x.folder / "last").model for x in (whole, resumed)]
+    models = [miniformer.load(x.folder / "last").model for x in (straight, resumed)]
     for model in models:
         assert all(torch.equal(x, zeros[name]) for name, x in zeros_of(model).items())
     assert not models[0].transforms
