@@ -91,7 +91,7 @@ def prune_chooses_by_the_data(original):
 
 
 @fault("miniformer.compression.pruning.weight_masks:MaskedWeights.apply")
-def masks_are_not_applied_after_a_step(original):
+def zeros_are_not_restored_after_a_step(original):
     """Only gradients are masked."""
     return lambda self: None
 
