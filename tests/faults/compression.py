@@ -275,3 +275,9 @@ def change_of_a_loss_is_divided_by_its_sign(original):
 def models_with_nan_are_pruned(original):
     """Weights that are not finite are pruned as others."""
     return lambda weights: None
+
+
+@fault("miniformer.compression.quantize:with_fields")
+def columns_of_compression_are_those_of_training(original):
+    """Columns that are given for the data are not used."""
+    return lambda pipeline, fields: original(pipeline, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from miniformer.commands.models import add_field_flags, pop_fields
 from miniformer.compression.comparison.after import add_comparison_flag, print_comparison
 
 DESCRIPTION = (
@@ -56,15 +57,17 @@ def add_arguments(parser: Any) -> None:
         "until it holds",
     )
     add_comparison_flag(parser)
+    add_field_flags(parser)
 
 
 def run(values: dict[str, Any]) -> int:
     """Quantizes; returns the exit code."""
+    fields = pop_fields(values)
     from miniformer.compression.quantize import quantize
 
     directory, out = values.pop("directory"), values.pop("out")
     compares = not values.pop("no_compare") and values["data"] is not None
-    print(quantize(directory, out, **values))
+    print(quantize(directory, out, **values, **fields))
     if compares:
-        print_comparison(directory, out, values["data"])
+        print_comparison(directory, out, values["data"], **fields)
     return 0

@@ -28,6 +28,8 @@ from miniformer.compression.source import (
     read_source,
     relative_change,
     stored_kinds,
+    with_fields,
+    with_model,
     write_directory,
 )
 from miniformer.compression.weights import (
@@ -101,6 +103,7 @@ def quantize(
     method: str | None = None,
     data: Any = None,
     budget: str | float | None = None,
+    **fields: Any,
 ) -> Quantized:
     """Writes a model directory whose matrices have fewer bits; `load` reads it as any other.
 
@@ -116,6 +119,7 @@ def quantize(
         data: labeled records; their loss is computed before and after.
         budget: the largest relative increase of the loss on `data`, "0.5%" or 0.005: matrices get
             more bits until it holds; None: all have those of `to`.
+        **fields: fields of `FieldSettings` for `calibrate` and `data`, such as input_field="text".
 
     Raises:
         UserError: the type is unknown, the model is quantized already, has transforms or weights
@@ -145,26 +149,27 @@ def quantize(
     if aware and group != GROUP:
         raise UserError(f"the weights were trained in groups of {GROUP}; leave group out")
     types, unchanged = _stored_types(original, to, group, aware)
-    first_loss = None if pipeline is None or data is None else data_loss(pipeline, data)
+    reader = None if pipeline is None else with_fields(pipeline, fields)
+    first_loss = None if reader is None or data is None else data_loss(reader, data)
     if aware:
         original = merge_transforms(original)
     calibrated, table = None, list[MatrixRow]()
-    if pipeline is not None and calibrate is not None:
+    if reader is not None and calibrate is not None:
         from miniformer.compression.calibration.data import CalibrationData
         from miniformer.compression.calibration.model import calibrated_model
 
-        calibrated = calibrated_model(original, types, CalibrationData(pipeline, calibrate))
-    if pipeline is not None and limit is not None:
-        lowest = types
-        stored, types, table = hold_budget(pipeline, calibrated, types, data, limit)
+        calibrated = calibrated_model(original, types, CalibrationData(reader, calibrate))
+    if reader is not None and limit is not None:
+        lowest, reader = types, with_model(reader, original)
+        stored, types, table = hold_budget(reader, calibrated, types, data, limit)
         unchanged += [name for name in lowest if name not in types]
         stored.weight_storage = types
     else:
         stored = _with_types(original if calibrated is None else calibrated, types, to)
     write_directory(stored, pipeline, out)
     losses = None
-    if first_loss is not None:
-        losses = first_loss, data_loss(load(out), data)
+    if reader is not None and first_loss is not None:
+        losses = first_loss, data_loss(with_model(reader, load(out).model), data)
     sizes = {name: matrix.weight.numel() for name, matrix in named_matrices(original).items()}
     return Quantized(
         directory=out,

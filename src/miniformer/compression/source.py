@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,24 @@ def with_model(pipeline: Pipeline, model: Any) -> Pipeline:
     result = Pipeline(model, pipeline.tokenizer, pipeline.task, pipeline.generation)
     result.directory, result.hf_metadata = pipeline.directory, pipeline.hf_metadata
     result.data_settings = pipeline.data_settings
+    return result
+
+
+def with_fields(pipeline: Pipeline, fields: Mapping[str, Any]) -> Pipeline:
+    """A pipeline that reads records from other columns; the given one is not changed.
+
+    Args:
+        pipeline: the pipeline.
+        fields: fields of `FieldSettings`, such as input_field="text"; empty: as in training.
+
+    Raises:
+        UserError: a field is unknown or invalid.
+    """
+    settings = pipeline.data_settings
+    result = with_model(pipeline, pipeline.model)
+    if fields:
+        mapping = settings.override(dict(fields)).to_dict()
+        result.data_settings = dataclasses.replace(settings, fields=mapping)
     return result
 
 

@@ -81,6 +81,10 @@ def test_validation_has_the_loss_of_the_converted_directory(tmp_path):
     out = tmp_path / "out"
     converted = miniformer.quantize(result.model, out, to="int4", data=str(val))
     assert converted.losses == pytest.approx((result.metrics["val_loss"],) * 2, rel=1e-6)
+    miniformer.quantize(result.model, tmp_path / "budget", to="int4", data=str(val), budget="50%")
+    for name in ("config.json", "quantization.json", "model.safetensors"):
+        files = [(folder / name).read_bytes() for folder in (out, tmp_path / "budget")]
+        assert files[0] == files[1]
     (run,) = (tmp_path / "int4").glob("metrics.jsonl")
     losses = [
         row["val_loss"]

@@ -1,10 +1,13 @@
 """Compression of a classifier with exits computes with all of its layers."""
 
+import json
+
 import pytest
 import torch
 
 import miniformer
-from miniformer import Pipeline, Tokenizer
+from miniformer import Pipeline, Tokenizer, cli
+from miniformer.compression.exits.calibrate import calibrate_exit
 from miniformer.compression.source import read_source, relative_change
 from miniformer.config import UserError
 from miniformer.model.exit_policy import ExitPolicy
@@ -70,3 +73,30 @@ def test_a_loss_of_zero_may_rise_to_a_loss(classifier, tmp_path):
     result = miniformer.quantize(classifier, tmp_path / "q", to="int4", data=records, budget=0.1)
     assert result.losses == (0.0, 0.0)
     assert "(+0.000 %)" in str(result)
+
+
+@pytest.mark.catches("columns_of_compression_are_those_of_training")
+def test_data_may_have_other_columns(classifier, tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    rows = [{"body": record["input"], "class": record["label"]} for record in RECORDS]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    classifier.model.exit_policy = None
+    loss = classifier.evaluate(RECORDS, num_resamples=0).metrics["loss"]
+    classifier.save(tmp_path / "m")
+    flags = [str(data), "--input_field", "body", "--label_field", "class"]
+    quantize = [
+        "quantize",
+        str(tmp_path / "m"),
+        str(tmp_path / "q"),
+        "--to",
+        "int8",
+        "--no-compare",
+    ]
+    assert cli.main([*quantize, "--calibrate", str(data), "--data", *flags]) == 0
+    assert f"loss: {loss:.5f} before" in capsys.readouterr().out
+    files = [(tmp_path / name / "data.json").read_bytes() for name in "mq"]
+    assert files[0] == files[1]
+    assert cli.main(["calibrate-exit", str(tmp_path / "m"), *flags, "--max_loss", "60%"]) == 0
+    assert "of these 40 records" in capsys.readouterr().out
+    with pytest.raises(UserError, match="unknown field 'inputfield'"):
+        calibrate_exit(tmp_path / "m", data, max_loss=0.6, inputfield="body")

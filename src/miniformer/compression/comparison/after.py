@@ -21,27 +21,29 @@ def add_comparison_flag(parser: Any) -> None:
     )
 
 
-def print_comparison(first: str | Path, second: str | Path, data: str) -> None:
+def print_comparison(first: str | Path, second: str | Path, data: str, **fields: Any) -> None:
     """Prints the table of `miniformer compare` on two model directories.
 
     Args:
         first: directory or run folder that the second one is compared with.
         second: directory or run folder.
         data: file of labeled records.
+        **fields: its columns, see `compare`.
     """
     from miniformer.compression.comparison.compare import compare
 
     paths = [resolve_model(str(path), note=False) for path in (first, second)]
     print()
-    print(compare(paths, data, rounds=ROUNDS, tokens=TOKENS))
+    print(compare(paths, data, rounds=ROUNDS, tokens=TOKENS, **fields))
 
 
-def print_exit_comparison(directory: str, data: str) -> None:
+def print_exit_comparison(directory: str, data: str, **fields: Any) -> None:
     """Prints the table on a classifier with exits, compared with itself without them.
 
     Args:
         directory: model directory or run folder.
         data: file of labeled records.
+        **fields: its columns, see `compare`.
     """
     from miniformer.checkpoint.early_exit import FILE_NAME
 
@@ -49,4 +51,4 @@ def print_exit_comparison(directory: str, data: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "all-layers"
         shutil.copytree(path, copy, ignore=shutil.ignore_patterns(FILE_NAME))
-        print_comparison(copy, path, data)
+        print_comparison(copy, path, data, **fields)

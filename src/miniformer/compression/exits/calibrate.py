@@ -19,6 +19,7 @@ from miniformer.compression.exits.bound import (
     exit_layers,
     min_records,
 )
+from miniformer.compression.source import with_fields
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 from miniformer.data.reading.records import as_records
@@ -29,7 +30,12 @@ from miniformer.utils.atomic import write_json
 
 
 def calibrate_exit(
-    directory: str | Path, data: Any, *, max_loss: float = 0.01, confidence: float = 0.95
+    directory: str | Path,
+    data: Any,
+    *,
+    max_loss: float = 0.01,
+    confidence: float = 0.95,
+    **fields: Any,
 ) -> StoredExit:
     """Chooses the threshold of exits, and writes it to `early_exit.json` of the directory.
 
@@ -41,6 +47,7 @@ def calibrate_exit(
         data: labeled records that training has not seen, as a file or in memory.
         max_loss: largest share, in (0, 1).
         confidence: in (0, 1).
+        **fields: fields of `FieldSettings` for the data, such as input_field="text".
 
     Raises:
         UserError: a value is out of range, the model is no classifier of several layers, there are
@@ -50,7 +57,7 @@ def calibrate_exit(
         if not 0 < value < 1:
             raise UserError(f"{name} must be above 0% and below 100%, not {100 * value:g}%")
     path = Path(resolve_model(str(directory)))
-    pipeline = load(path)
+    pipeline = with_fields(load(path), fields)
     pipeline.model.exit_policy = None
     confidences, is_right = _all_exits(pipeline, data)
     num_records, needed = confidences.shape[1], min_records(max_loss, confidence)

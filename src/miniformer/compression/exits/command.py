@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from miniformer.commands.models import add_field_flags, pop_fields
 from miniformer.compression.comparison.after import add_comparison_flag, print_exit_comparison
 from miniformer.config import UserError
 
@@ -37,14 +38,16 @@ def add_arguments(parser: Any) -> None:
         help="other labeled records, on which the model is compared with all of its layers",
     )
     add_comparison_flag(parser)
+    add_field_flags(parser)
 
 
 def run(values: dict[str, Any]) -> int:
     """Calibrates; returns the exit code."""
+    fields = pop_fields(values)
     limits = {name: parse_share(name, values[name]) for name in ("max_loss", "confidence")}
     from miniformer.compression.exits.calibrate import calibrate_exit
 
-    stored = calibrate_exit(values["directory"], values["file"], **limits)
+    stored = calibrate_exit(values["directory"], values["file"], **limits, **fields)
     print(
         f"threshold {stored.threshold:.4f}: with confidence {100 * stored.confidence:g} % at most "
         f"{100 * stored.max_loss:g} % of records lose a right class\n"
@@ -52,7 +55,7 @@ def run(values: dict[str, Any]) -> int:
         f"{stored.mean_layers:.2f} of {stored.n_layers} layers on average"
     )
     if values["data"] is not None and not values["no_compare"]:
-        print_exit_comparison(values["directory"], values["data"])
+        print_exit_comparison(values["directory"], values["data"], **fields)
     return 0
 
 
