@@ -32,12 +32,12 @@ def rounded_layers_have_no_gradients(original):
 def rounded_copies_change_the_model(original):
     """Linear layers are replaced in the model itself."""
 
-    def copy(model, replaced):
-        for path, module in [*model.named_modules()]:
-            if module in replaced:
+    def copy(module, replaced):
+        for path, part in [*module.named_modules()]:
+            if part in replaced:
                 parent, _, name = path.rpartition(".")
-                setattr(model.get_submodule(parent), name, replaced[module])
-        return model
+                setattr(module.get_submodule(parent), name, replaced[part])
+        return module
 
     return copy
 
