@@ -54,6 +54,17 @@ def hooks_of_linear_layers_are_passed_over(original):
     return lambda linear: True
 
 
+@fault("miniformer.runtime.rounded.model:rounded_model")
+def integers_are_slower_than_float32(original):
+    """Stored types are taken on processors without instructions for them."""
+
+    def rounded_model(model, weight_dtype):
+        is_stored = weight_dtype == "stored" and model.weight_storage
+        return original(model, "int8" if is_stored else weight_dtype)
+
+    return rounded_model
+
+
 @fault("miniformer.generation.encoding:inference_model")
 def sources_are_encoded_in_float32(original):
     """The encoder of a seq2seq model ignores the type of weights."""

@@ -96,6 +96,7 @@ def declare_signatures(library: ctypes.CDLL) -> None:
     library.engine_multiply_rows.argtypes = [
         c_void_p, c_void_p, ctypes.c_int, c_void_p, ctypes.c_int, c_void_p,
     ]  # fmt: skip
+    library.engine_has_instructions.argtypes = [ctypes.c_int]
     sizes = (c_int64 * 6)()
     library.engine_sizes(sizes)
     expected = [ctypes.sizeof(struct) for struct in (Linear, Norm, Attention, Layer, Model, Step)]

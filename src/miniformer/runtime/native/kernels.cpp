@@ -414,5 +414,7 @@ void engine_sizes(int64_t* out) {
 void engine_multiply_rows(const Linear* w, const float* x, int rows, float* out, int threads, Parallel parallel) {
     multiply_rows(*w, x, rows, out, threads, parallel);
 }
+// 1 if the build has instructions for products of a kind of weights with rounded inputs, which float32 lacks.
+int engine_has_instructions(int kind) { return kind == BF16 ? MULTIPLIES_BF16 : kind != F32 && MULTIPLIES_BYTES; }
 void engine_quantize(const float* from, int64_t n, int8_t* to, float* scales) { quantize(from, n, to, scales); }
 }

@@ -100,6 +100,13 @@ template <int N, class W> void panel(const W* w, const W* next, const float* x, 
         for (int p = 0; p < PARTS; p++) store(out + b * PANEL + p * LANES, sums[b][p]);
 }
 
+// True if an instruction adds the products of four bytes.
+#if (defined(__AVX512VNNI__) && defined(__AVX512BW__)) || (defined(__AVX2__) && defined(__AVXVNNI__))
+constexpr bool MULTIPLIES_BYTES = true;
+#else
+constexpr bool MULTIPLIES_BYTES = false;
+#endif
+
 // Product of an int8 or int4 panel: integer sums within a group, which are then scaled. The instructions multiply
 // unsigned by signed bytes: weights are offset to be unsigned, or their sign is moved to the inputs.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)

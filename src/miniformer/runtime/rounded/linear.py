@@ -16,6 +16,19 @@ from miniformer.runtime.native.threads import parallel_function
 from miniformer.runtime.native.weights import pack_linear
 
 
+def has_instructions(weight_dtype: str) -> bool:
+    """True if the processor multiplies a type with rounded inputs faster than float32.
+
+    Args:
+        weight_dtype: int8, int4 (AVX-512 VNNI or AVX-VNNI) or bf16 (AVX-512 BF16).
+
+    Raises:
+        NativeKernelsUnavailable: the kernels cannot be compiled.
+    """
+    kind = {"bf16": 1, "int8": 2, "int4": 3}[weight_dtype]
+    return bool(load_library().engine_has_instructions(kind))
+
+
 class RoundedLinear(nn.Linear):
     """Linear layer for inference that computes with a copy of its weight of another type.
 

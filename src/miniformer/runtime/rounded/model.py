@@ -18,7 +18,7 @@ from miniformer.runtime.native.build import NativeKernelsUnavailable
 from miniformer.runtime.native.engine import warn_once, weight_version
 from miniformer.runtime.native.huge_pages import HugePageArena
 from miniformer.runtime.native.weights import GROUP_SIZE, smallest_exact_dtype
-from miniformer.runtime.rounded.linear import RoundedLinear
+from miniformer.runtime.rounded.linear import RoundedLinear, has_instructions
 
 # By linear layer: the type and the versions of its parameters, and its replacement, if it has one.
 _Entry = tuple[tuple[Any, ...], RoundedLinear | None]
@@ -35,7 +35,7 @@ def rounded_model(model: Any, weight_dtype: str) -> Any | None:
     Args:
         model: model whose layers are named `layers.N`. It is not changed.
         weight_dtype: bf16, int8, int4; float32: None; stored: of each matrix the type in which the
-            directory of the model has it.
+            directory of the model has it, if the processor has instructions for its products.
 
     Raises:
         UserError: another `weight_dtype` than stored is not possible for any matrix.
@@ -102,6 +102,8 @@ def _rounded(linear: nn.Linear, weight_dtype: str, arena: HugePageArena) -> Roun
         dtype = weight_dtype
         if dtype == "stored":
             dtype = smallest_exact_dtype(linear.weight.detach())
+            if dtype != "float32" and not has_instructions(dtype):
+                dtype = "float32"
         elif dtype != "bf16" and linear.in_features % GROUP_SIZE:
             dtype = "float32"
         rounded = None if dtype == "float32" else RoundedLinear(linear, dtype, arena)

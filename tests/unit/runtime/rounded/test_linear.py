@@ -1,5 +1,8 @@
 """Rounded linear layers against float64 products with the same rounding."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,6 +147,18 @@ def test_gradients_are_those_of_the_parameters():
 def test_rounded_layers_have_fewer_bytes():
     sizes = [make_layer(256, 64, dtype, bias=False)[1].nbytes for dtype in DTYPES]
     assert sizes == [256 * 64 * 1.125, 256 * 64 * 0.625, 256 * 64 * 2]
+
+
+def test_instructions_are_those_of_the_processor():
+    """A native build has the instructions that the system lists."""
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text(encoding="utf-8").split()) if info.exists() else set()
+    if os.environ.get("MINIFORMER_KERNELS_ARCH"):
+        flags = set()
+    assert module.has_instructions("bf16") <= ("avx512_bf16" in flags)
+    expected = "avx512_vnni" in flags
+    for dtype in ("int8", "int4"):  # a compiler may be older than the other instructions
+        assert expected <= module.has_instructions(dtype) <= (expected or "avx_vnni" in flags)
 
 
 def test_pytorch_has_threads_for_other_work():

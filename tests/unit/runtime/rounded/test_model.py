@@ -30,6 +30,12 @@ SIZES = {"d_model": 32, "d_ff": 64, "causal": False}
 IDS = torch.arange(1, 25).view(2, 12)
 
 
+@pytest.fixture
+def instructions(monkeypatch):
+    """A processor with instructions for all types; the kernels are the same."""
+    monkeypatch.setattr(module, "has_instructions", lambda dtype: True)
+
+
 def features(model, *inputs):
     with torch.inference_mode():
         return model.features(*inputs)
@@ -170,7 +176,9 @@ def pipeline_of(kind, tokenizer):
 
 
 @pytest.mark.catches("evaluate_rounds_inputs", "predict_has_float32_weights")
-def test_predictions_of_a_quantized_directory_have_the_stored_types(tokenizer, tmp_path, capsys):
+def test_predictions_of_a_quantized_directory_have_the_stored_types(
+    tokenizer, tmp_path, capsys, instructions
+):
     rows = [{"input": text, "label": label} for text, label in zip("abcd", "abab", strict=True)]
     miniformer.quantize(pipeline_of("classifier", tokenizer), tmp_path / "int8", to="int8")
     loaded = miniformer.load(tmp_path / "int8")
@@ -201,7 +209,19 @@ def test_predictions_of_a_quantized_directory_have_the_stored_types(tokenizer, t
     assert "int7" in capsys.readouterr().err
 
 
-def test_embeddings_have_the_stored_types(tokenizer, tmp_path):
+@pytest.mark.catches("integers_are_slower_than_float32")
+def test_stored_types_need_instructions(tokenizer, tmp_path, monkeypatch):
+    """Without them float32 is as fast or faster, and rounds nothing."""
+    miniformer.quantize(pipeline_of("encoder", tokenizer), tmp_path / "int8", to="int8")
+    loaded = miniformer.load(tmp_path / "int8")
+    asked = []
+    monkeypatch.setattr(module, "has_instructions", lambda dtype: asked.append(dtype) or False)
+    assert inference_model(loaded.model, "stored") is loaded.model
+    assert set(asked) == {"int8"}
+    assert inference_model(loaded.model, "int8") is not loaded.model
+
+
+def test_embeddings_have_the_stored_types(tokenizer, tmp_path, instructions):
     miniformer.quantize(pipeline_of("encoder", tokenizer), tmp_path / "int8", to="int8")
     loaded = miniformer.load(tmp_path / "int8")
     plain = loaded.embed(["a text"], weight_dtype="float32")
