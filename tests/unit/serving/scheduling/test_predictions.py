@@ -1,6 +1,7 @@
 """Joined predictions: equal to single ones, in one call, and errors of their own requests only."""
 
 import asyncio
+import copy
 import threading
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 
 pytest.importorskip("prometheus_client")
 
-from miniformer.config import InputError
+from miniformer.config import InputError, UserError
 from miniformer.serving.config import ServeConfig
 from miniformer.serving.metrics import ServerMetrics
 from miniformer.serving.scheduling import predictions
 from miniformer.serving.scheduling.jobs import Call, Failure, Mailbox, Prediction, next_request
 from miniformer.serving.scheduling.worker import Worker
+from tests.kit import tiny_model
 
 TEXTS = [["abc"], ["hgf edcba lkji"], ["a", "b" * 100], ["fed cba"], ["c"] * 3]
 
@@ -44,6 +46,14 @@ def answers(pipeline, function, requests):
         return asyncio.run(run()), sizes
     finally:
         worker.stop(5)
+
+
+def test_weights_that_a_model_cannot_have_are_refused_at_the_start(pipelines):
+    pipeline = copy.copy(pipelines["labels"])
+    pipeline.model = tiny_model(causal=False, d_ff=40)  # inputs of 16 and 40 values
+    worker = Worker(pipeline, ServeConfig(weights="int8"), ServerMetrics().of("model"))
+    with pytest.raises(UserError, match="weight_dtype=int8 needs the native kernels: its layers"):
+        worker.start()
 
 
 @pytest.mark.catches("joined_answers_go_to_the_next_request")
