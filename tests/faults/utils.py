@@ -62,3 +62,9 @@ def deep_files_overflow_the_stack(original):
         return json.loads(path.read_text(encoding="utf-8"))
 
     return read_json
+
+
+@fault("miniformer.utils.page:_is_numeric")
+def names_over_numbers_are_on_the_left(original):
+    """The name of a column of numbers is aligned as that of a column of texts."""
+    return lambda column: False

@@ -83,15 +83,19 @@ def render_tiles(tiles: Sequence[tuple[str, str, str, str]]) -> str:
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> str:
-    """A table with a header; numbers are aligned on the right.
+    """A table with a header; numbers, and the names of columns of numbers, are on the right.
 
     Args:
         header: names of the columns, plain text.
         rows: cells, plain text or numbers; a `Cell` has classes and a tooltip.
         note: a line below the table, plain text.
     """
-    head = "".join(f"<th>{escape_html(name)}</th>" for name in header)
-    lines = "".join(f"<tr>{''.join(map(_render_cell, row))}</tr>\n" for row in rows)
+    cells = [[_as_cell(value) for value in row] for row in rows]
+    columns = [[row[index] for row in cells if index < len(row)] for index in range(len(header))]
+    numeric = [' class="number"' if _is_numeric(column) else "" for column in columns]
+    names = zip(header, numeric, strict=True)
+    head = "".join(f"<th{css}>{escape_html(name)}</th>" for name, css in names)
+    lines = "".join(f"<tr>{''.join(cell.render() for cell in row)}</tr>\n" for row in cells)
     caption = f'<p class="note">{escape_html(note)}</p>' if note else ""
     table = f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody>"
     return f'<div class="table"><table>{table}</table></div>{caption}'
@@ -123,11 +127,17 @@ class Cell:
         return f"<{tag}{attributes}>{format_cell(self.value)}</{tag}>"
 
 
-def _render_cell(value: object) -> str:
+def _as_cell(value: object) -> Cell:
     if isinstance(value, Cell):
-        return value.render()
+        return value
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return Cell(value, "number" if is_number else "").render()
+    return Cell(value, "number" if is_number else "")
+
+
+def _is_numeric(column: Sequence[Cell]) -> bool:
+    """True for a column whose cells are numbers or empty, and not all empty."""
+    filled = [cell for cell in column if cell.value != ""]
+    return bool(filled) and all("number" in cell.css.split() for cell in filled)
 
 
 def key_value_table(values: dict[str, Any]) -> str:
