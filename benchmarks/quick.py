@@ -2,9 +2,9 @@
 
     python benchmarks/quick.py [PART...] [--save]
 
-Each part is a benchmark script with few rounds, which measures the peers that are installed:
-transformers, llama_cpp with gguf, ctranslate2, peft. `--save` writes the parts into
-`results/<processor>.json`, where other parts of an earlier run stay, and the page
+Each part is a benchmark script with few rounds, which measures the peers that are installed, those
+of the extra `bench`: transformers, llama_cpp with gguf, ctranslate2, peft. `--save` writes the
+parts into `results/<processor>.json`, where other parts of an earlier run stay, and the page
 `docs/benchmarks.md`. Ratios of so few rounds differ by some percent from run to run.
 """
 

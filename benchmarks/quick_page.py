@@ -15,10 +15,10 @@ HEAD = """# Quick measurements
 
 `make bench` runs short rounds of the benchmarks that have peers and writes this page
 (`benchmarks/quick.py`). It is made for ten minutes on two cores. Peers run in the same rounds, on
-the same weights or shapes, and only if they are installed. `speed` is Miniformer's speed over the
-peer's: above 1, Miniformer is faster. One to three rounds are few: another run differs by some
-percent. [The page of measurements](../benchmarks/README.md) has longer runs and describes the
-scripts.
+the same weights or shapes, and only if they are installed, which is
+`pip install -c constraints.txt -e ".[bench]"`. `speed` is Miniformer's speed over the peer's: above
+1, Miniformer is faster. One to three rounds are few: another run differs by some percent.
+[The page of measurements](../benchmarks/README.md) has longer runs and describes the scripts.
 """
 # Weights of peers in the same number of bits; llama.cpp's Python package has no batches.
 DECODING_PEERS = {

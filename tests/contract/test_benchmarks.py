@@ -2,8 +2,10 @@
 
 import ast
 import json
+import re
 import runpy
 import sys
+import tomllib
 
 import pytest
 
@@ -58,6 +60,18 @@ def test_environment_names_processor_versions_and_checkouts(tmp_path, monkeypatc
     assert versions["torch"] == torch.__version__
     assert set(versions) == {"torch", "lightning", "hypothesis", "peer"}
     assert versions["peer"] is None  # no checkout of git's
+
+
+def test_extra_has_the_peers_of_the_quick_benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    peers = runpy.run_path(str(FOLDER / "quick.py"))["PEERS"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = {re.match(r"[\w-]+", x)[0] for x in project["optional-dependencies"]["bench"]}
+    assert extra == {*peers}
+    pins = "".join(
+        (ROOT / name).read_text() for name in ("constraints.txt", "constraints-slow.txt")
+    )
+    assert {name for name in peers if f"\n{name}==" in pins} == extra
 
 
 def test_trainer_overhead_compares_the_trainer_with_a_bare_loop(tmp_path):

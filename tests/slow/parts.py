@@ -125,6 +125,17 @@ PARTS = (
         2,
     ),
     Part(
+        "doctor",
+        (*_PYTEST, "tests/slow/check_doctor.py"),
+        (
+            "src/miniformer/doctor/**/*.py", "src/miniformer/exporters/check.py",
+            "src/miniformer/interop/hf/**/*.py", "src/miniformer/model/**/*.py",
+            "src/miniformer/tasks/**/*.py", "tests/slow/check_doctor.py",
+            "tests/unit/doctor/cases.py", "tests/parity/published.py",
+        ),
+        4,
+    ),
+    Part(
         "seeds",
         ("-m", "pytest", "-m", "slow", "tests/contract/test_seeds.py"),
         ("tests/conftest.py", "tests/kit/seeds.py", "tests/contract/test_seeds.py"),

@@ -73,8 +73,9 @@ class Head(nn.Module):
         The first bias is the lowest threshold; softplus of the others are the differences.
         """
         assert self.bias is not None
-        steps = F.softplus(self.bias[1:].float()).clamp_min(_MIN_THRESHOLD_STEP)
-        return torch.cat([self.bias[:1].float(), steps]).cumsum(0)
+        bias = self.bias.to(torch.promote_types(self.bias.dtype, torch.float32))
+        steps = F.softplus(bias[1:]).clamp_min(_MIN_THRESHOLD_STEP)
+        return torch.cat([bias[:1], steps]).cumsum(0)
 
     def reset_thresholds(self) -> None:
         """Sets the thresholds to those of equally frequent classes."""

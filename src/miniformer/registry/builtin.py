@@ -49,7 +49,7 @@ _CHECKS = {
     ),
     "tokenizer": (
         "miniformer.doctor.checks.tokenizer:check_tokenizer",
-        "ids are in the vocabulary, and decoded text encodes to the same ids",
+        "ids are in the vocabulary, and decoded text has the same characters and ids",
     ),
     "saving": (
         "miniformer.doctor.checks.saving:check_saving",

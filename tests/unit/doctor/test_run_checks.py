@@ -87,6 +87,16 @@ def tensor_missing(folder):
     edit_weights(folder / "model.safetensors", lambda x: x.pop("layers.0.attention.q_proj.weight"))
 
 
+def head_apart(folder):
+    def change(tensors):
+        tensors["head.weight"] = tensors["embedding.weight"] + 1
+
+    edit_weights(folder / "model.safetensors", change)
+
+
+LOSES_A = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
+
+
 def card_of(folder):
     return folder / "README.md"
 
@@ -116,6 +126,21 @@ BROKEN_FILES = {
         "tokenizer",
         lambda d: edit_json(d / "tokenizer.json", lambda x: x.update(decoder=None)),
     ),
+    "a tied head of its own": ("files", head_apart),
+    "a later format": ("files", lambda d: (d / "format_version").write_text("99\n")),
+    "a config without causality": (
+        "files",
+        lambda d: edit_json(d / "config.json", lambda x: x.update(causal=False)),
+    ),
+    "another width": ("files", lambda d: edit_json(d / "config.json", lambda x: x.update(d_ff=7))),
+    "a negative temperature": (
+        "files",
+        lambda d: edit_json(d / "generation_config.json", lambda x: x.update(temperature=-1)),
+    ),
+    "a tokenizer that loses characters": (
+        "tokenizer",
+        lambda d: edit_json(d / "tokenizer.json", lambda x: x.update(normalizer=LOSES_A)),
+    ),
     "no card": ("card", lambda d: card_of(d).unlink()),
     "card of another size": ("card", lambda d: replace_in(card_of(d), " parameters", "0 weights")),
     "card without usage": ("card", lambda d: replace_in(card_of(d), "miniformer.load(", "load(")),
@@ -127,8 +152,9 @@ BROKEN_FILES = {
 
 
 @pytest.mark.catches(
-    "nan_weights_are_fine", "any_round_trip_is_fine", "any_card_is_complete", "broken_files_pass"
-)
+    "nan_weights_are_fine", "any_round_trip_is_fine", "any_card_is_complete", "broken_files_pass",
+    "lost_characters_are_fine",
+)  # fmt: skip
 @pytest.mark.parametrize("case", BROKEN_FILES)
 def test_broken_directory_fails_the_check_of_its_part(case, directory):
     check, change = BROKEN_FILES[case]
@@ -138,6 +164,26 @@ def test_broken_directory_fails_the_check_of_its_part(case, directory):
     failures = failed(Subject(directory), names)
     assert check in failures
     assert failures <= {check, "files"}
+
+
+@pytest.mark.catches("task_may_have_other_outputs")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda classes: [*classes, "third"], "output_dim must be 3 for this data, not 2"),
+        (lambda classes: classes[:1], "classes must be two or more"),
+        (lambda classes: classes[:1] * 2, "classes must differ"),
+    ],
+)
+def test_classes_that_are_not_those_of_the_model_fail_the_check_of_the_files(
+    change, message, tmp_path
+):
+    folder = Path(shutil.copytree(MODELS / "classification" / "best", tmp_path / "model"))
+    assert failed(Subject(folder), ["files", "tokenizer", "card"]) == set()
+    edit_json(folder / "task.json", lambda x: x.update(classes=change(x["classes"])))
+    results = outcomes(Subject(folder), ["files", "tokenizer", "card"])
+    assert {name for name, outcome in results.items() if outcome.problems} == {"files"}
+    assert message in results["files"].problems[0]
 
 
 class SeesAll(MultiHeadAttention):
@@ -166,6 +212,30 @@ class LengthScale(FeedForward):
 
     def forward(self, x):
         return super().forward(x) * x.shape[1]
+
+
+class ColumnNumber(FeedForward):
+    """A feed-forward that adds the number of a column: not the position of a padded row."""
+
+    def forward(self, x):
+        columns = torch.arange(x.shape[1]).to(x)[:, None]
+        return super().forward(x) + torch.nn.functional.pad(columns, (0, x.shape[2] - 1))
+
+
+class LateKeys(MultiHeadAttention):
+    """Attention whose cached steps see each key one position late."""
+
+    def attend(self, q, k, v, context):
+        if q.shape[2] == 1 < k.shape[2]:
+            k = k.roll(1, 2)
+        return super().attend(q, k, v, context)
+
+
+class Noisy(FeedForward):
+    """A feed-forward whose dropout stays on in evaluation."""
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), 0.5, training=True)
 
 
 class WrongBackward(torch.autograd.Function):
@@ -217,6 +287,9 @@ BROKEN_MODELS = {
     NextToken: ("leak", {"batch", "cache"}),
     BatchMean: ("batch", {"leak", "cache"}),
     LengthScale: ("cache", {"batch", "precision"}),
+    ColumnNumber: ("batch", {"cache", "precision"}),
+    LateKeys: ("cache", {"precision"}),
+    Noisy: ("leak", {"batch", "cache", "gradients", "precision"}),
     LargeGradient: ("gradients", set()),
     Detached: ("gradients", set()),
     Unsaved: ("saving", set()),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from miniformer.checkpoint.pipeline import load
+from miniformer.config import UserError
 from miniformer.doctor.outcome import Note
 from miniformer.doctor.subject import load_model
 
@@ -21,7 +22,8 @@ def check_files(directory: Path) -> list[str]:
         bare = Note("a bare model, without task and tokenizer")
         return [*_weight_problems(load_model(directory)), bare]
     pipeline = load(directory)
-    return [*_weight_problems(pipeline.model), *_id_problems(pipeline)]
+    model_problems = [*_weight_problems(pipeline.model), *_task_problems(pipeline)]
+    return [*model_problems, *_id_problems(pipeline)]
 
 
 def is_bare(directory: Path) -> bool:
@@ -35,6 +37,16 @@ def _weight_problems(model: Any) -> Iterator[str]:
         count = int((~weight.isfinite()).sum()) if weight.is_floating_point() else 0
         if count:
             yield f"{name} has {count:,} values that are NaN or infinite"
+
+
+def _task_problems(pipeline: Any) -> Iterator[str]:
+    """Problems of the config with the task, which training would refuse."""
+    try:
+        pipeline.task.check(pipeline.model.config, pipeline.tokenizer)
+    except UserError as error:
+        yield f"config.json and task.json do not fit each other: {error}"
+    except NotImplementedError:  # embedding, which is not trained
+        return
 
 
 def _id_problems(pipeline: Any) -> Iterator[str]:
