@@ -1,12 +1,40 @@
-"""The measured table of README: each number is a value of a file of benchmarks/results."""
+"""Measured numbers of the pages: each is a value of a file of benchmarks/results."""
 
 import json
 import re
+import runpy
 
 import pytest
 
 from tests.kit import ROOT, measured
+from tests.kit.claims import claims, is_backed, sections, values_of
 
+# Section of a page: files with its numbers, and the numbers that are settings, limits or computed.
+BACKED = {
+    ("benchmarks/README.md", "Training step"): (["train_step"], {"65", "32,000"}),
+    ("benchmarks/README.md", "Time to a loss"): (
+        ["time_to_loss"], {"3", "4", "20", "128", "128,", "2,000"},
+    ),
+    ("benchmarks/README.md", "Decoding"): (
+        ["generation", "weights", "beams"], {"5", "53", "128", "512", "7.6M", "13.8M", "109.5M"},
+    ),
+    ("benchmarks/README.md", "Trainer overhead"): (["trainer_overhead"], set()),
+    ("benchmarks/README.md", "Accuracy of adapters"): (["adapter_quality"], {"0.014"}),
+    ("benchmarks/README.md", "Fewer heads of keys and values"): (["gqa"], set()),
+    ("benchmarks/README.md", "Exported ONNX folders"): (
+        ["export"], {"13.8M", "109M", "100", "900,"},
+    ),
+    ("benchmarks/README.md", "The server"): (["serve"], {"13.8M", "0.85", "1.6", "512,", "99"}),
+    ("benchmarks/README.md", "Adapters"): (["adapters"], {"8", "13.8M", "16 x", "256"}),
+    ("benchmarks/README.md", "Instruction tuning"): (["sft"], {"48", "20", "400", "2.7 times"}),
+    ("docs/export.md", "Sizes and times"): (
+        ["export", "export_quality"], {"1,000,000", "13.8M", "0.29", "100", "900", "128"},
+    ),
+    ("docs/generation.md", "Speed"): (["weights"], {"512", "2.11"}),
+    ("README.md", "The first ten minutes"): (["data_size"], set()),
+}  # fmt: skip
+# Written by a script from the results, and compared with them by a test; or without measurements.
+GENERATED = ("Defaults", "Benchmarks", "", "One round of each")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -56,3 +84,86 @@ def test_readme_counts_the_families():
     page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `\w+` \|", page, re.MULTILINE)
     assert f"| published families | [{len(rows)}, in both directions]" in README
+
+
+def unbacked(text, files, settings):
+    values = values_of(files)
+    return [x.text for x in claims(text) if not is_backed(x, values) and x.text not in settings]
+
+
+@pytest.mark.parametrize("section", BACKED, ids=lambda section: " ".join(section))
+def test_numbers_of_a_section_are_in_its_files(section):
+    files, settings = BACKED[section]
+    document, heading = section
+    assert unbacked(sections(document)[heading], files, settings) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "new"),
+    [
+        (("benchmarks/README.md", "Training step"), "| 4,240; 65 %;", "| 4,290; 65 %;"),
+        (("benchmarks/README.md", "Training step"), "1.24 x; 1.24 x", "1.74 x; 1.24 x"),
+        (("benchmarks/README.md", "Decoding"), "| 833; 82%", "| 893; 82%"),
+        (("benchmarks/README.md", "Decoding"), "Miniformer 2,131", "Miniformer 3,131"),
+        (("benchmarks/README.md", "Adapters"), "is 1.145 times", "is 1.245 times"),
+        (("benchmarks/README.md", "The server"), "| 0.98 (0.85)", "| 1.18 (0.85)"),
+        (("benchmarks/README.md", "Instruction tuning"), ": 500.5 here", ": 600.5 here"),
+        (("benchmarks/README.md", "Fewer heads of keys and values"), "| 5.406 |", "| 5.306 |"),
+        (("docs/export.md", "Sizes and times"), "BLEU 12.310", "BLEU 13.310"),
+        (("docs/export.md", "Sizes and times"), "378 MB/s", "578 MB/s"),
+        (("docs/generation.md", "Speed"), "0.02 %", "0.05 %"),
+        (("README.md", "The first ten minutes"), "4.2 million", "5.2 million"),
+    ],
+)
+def test_wrong_number_of_a_section_is_found(section, old, new):
+    document, heading = section
+    text = sections(document)[heading]
+    assert text.count(old) >= 1
+    assert len(unbacked(text.replace(old, new), *BACKED[section])) == 1
+
+
+def test_each_section_of_measurements_is_compared_with_its_files():
+    headings = {heading for document, heading in BACKED if document == "benchmarks/README.md"}
+    assert {*sections("benchmarks/README.md")} == {*headings, *GENERATED}
+
+
+def test_table_of_defaults_is_that_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "defaults.py"))
+    table = script["table"](script["entries"]())
+    text = sections("benchmarks/README.md")["Defaults"]
+    assert table in text, "run python benchmarks/defaults.py --table"
+    ratios = [float(x) for x in re.findall(r"\| ([\d.]+) \| [\d.]+ \|$", table, re.MULTILINE)]
+    above = sum(ratio >= 1 for ratio in ratios)
+    assert f"at or above the simple method on {above} of the {len(ratios)} sets that have" in text
+    below = {
+        name: 100 - 100 * float(ratio)
+        for name, ratio in re.findall(
+            r"^\| (\w+) .* \| (0\.\d+) \| [\d.]+ \|$", table, re.MULTILINE
+        )
+    }
+    shown = re.findall(
+        r"(\w+)\s\((?:by )?([\d.]+) %\)", text[text.index("On five they are below") :]
+    )
+    assert {name for name, _ in shown} == {*below}
+    for name, percent in shown:
+        digits = len(percent.partition(".")[2])
+        assert float(percent) == pytest.approx(round(below[name], digits)), name
+
+
+SPEED = re.compile(
+    r"\d\s?(?:tokens/s|records/s|positions/s|MB/s|GB/s|times (?:faster|slower|as fast)|x faster|"
+    r"% (?:faster|slower|less|of the speed))"
+)
+
+
+def test_speeds_and_ratios_of_other_pages_are_in_sections_with_files():
+    """A page without a section above has no measured speed, unless the line names its result."""
+    pages = [path for path in (ROOT / "docs").glob("*.md") if path.name != "benchmarks.md"]
+    for page in pages:
+        document = f"docs/{page.name}"
+        for heading, text in sections(document).items():
+            if (document, heading) in BACKED:
+                continue
+            lines = [line for line in text.splitlines() if SPEED.search(line)]
+            assert [line for line in lines if "benchmarks/results" not in line] == [], document

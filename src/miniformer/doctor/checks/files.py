@@ -41,6 +41,8 @@ def _weight_problems(model: Any) -> Iterator[str]:
 
 def _task_problems(pipeline: Any) -> Iterator[str]:
     """Problems of the config with the task, which training would refuse."""
+    if pipeline.tokenizer is None and pipeline.task.reads_text():
+        return  # imported without a tokenizer
     try:
         pipeline.task.check(pipeline.model.config, pipeline.tokenizer)
     except UserError as error:
