@@ -818,6 +818,12 @@ def library_of_other_structures_is_taken(original):
     return declare_signatures
 
 
+@fault("miniformer.runtime.native.weights:GROUP_SIZE")
+def matrices_of_any_width_are_rounded(original):
+    """A matrix of half the columns of a group is rounded to integers."""
+    return original // 2
+
+
 @fault("miniformer.runtime.native.weights:NativeWeights._attention")
 def kernels_see_the_whole_text(original):
     """The kernels get no sliding window."""

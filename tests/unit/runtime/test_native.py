@@ -25,7 +25,7 @@ from miniformer.runtime.native.decode_step import NativeRuntime
 from miniformer.runtime.native.engine import Engine, NativeKernelsWarning, get_engine
 from miniformer.runtime.native.thread_tuning import ThreadTuner
 from miniformer.runtime.native.weight_layout import quantize_int4
-from miniformer.runtime.native.weights import unsupported_reason
+from miniformer.runtime.native.weights import NativeWeights, quantize_int8, unsupported_reason
 from tests.kit import run_python, tiny_model
 from tests.kit.plugins import Int8Linear, LoRALinear
 
@@ -434,6 +434,18 @@ def test_int8_products_match_integer_products():
     torch.testing.assert_close(scales, expected)
     torch.testing.assert_close(q.view(3, 32).float(), (x.view(3, 32) / expected[:, None]).round())
     assert q.abs().max() == 127
+
+
+@pytest.mark.catches("matrices_of_any_width_are_rounded")
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_head_of_fewer_columns_than_a_group_is_float32(weights):
+    """A write of its scales would be outside of their memory."""
+    model = tiny_model(d_model=16, n_heads=4)
+    head = NativeWeights(model, weights).model.head
+    assert (head.kind, head.rows, head.columns) == (0, model.config.vocab_size, 16)
+    assert NativeWeights(tiny_model(d_model=32), weights).model.head.kind == 2
+    with pytest.raises(AssertionError, match="16 columns are no groups of 32"):
+        quantize_int8(torch.zeros(8, 16))
 
 
 @pytest.mark.catches("four_bits_have_no_minus_eight")

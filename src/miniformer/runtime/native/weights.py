@@ -62,9 +62,11 @@ def _round_trip(weight: Tensor, dtype: str) -> Tensor:
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantizes a matrix; returns int8 values and the scales of the groups."""
-    weight = weight.contiguous()
+    weight, columns = weight.contiguous(), weight.shape[1]
+    # The kernel writes beyond the scales of other widths.
+    assert columns % GROUP_SIZE == 0, f"{columns} columns are no groups of {GROUP_SIZE}"
     quantized = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(len(weight), weight.shape[1] // GROUP_SIZE)
+    scales = torch.empty(len(weight), columns // GROUP_SIZE)
     load_library().engine_quantize(
         weight.data_ptr(), weight.numel(), quantized.data_ptr(), scales.data_ptr()
     )
