@@ -1,4 +1,4 @@
-"""Checks pass on a model of each task with each kind of input, as `Pipeline.save` writes it."""
+"""Subjects of each task with each kind of input, as `Pipeline.save` writes them, pass the checks."""
 
 import pytest
 
