@@ -1,4 +1,4 @@
-"""Subjects of each task with each kind of input, as `Pipeline.save` writes them, pass the checks."""
+"""Saved models of each task with each kind of input are subjects that pass the checks."""
 
 import pytest
 
