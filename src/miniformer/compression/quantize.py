@@ -132,7 +132,7 @@ def quantize(
     source = read_source(model, "quantize")
     pipeline = source if isinstance(source, Pipeline) else None
     original = source.model if isinstance(source, Pipeline) else source
-    for name, value in (("data", data), ("calibrate", calibrate)):
+    for name, value in (("data", data), ("calibrate", calibrate), *fields.items()):
         if value is not None and pipeline is None:
             raise UserError(f"{name} needs a model with its task: a Pipeline or its directory")
     _check_calibration(to, calibrate, method)

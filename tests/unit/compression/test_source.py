@@ -96,7 +96,21 @@ def test_data_may_have_other_columns(classifier, tmp_path, capsys):
     assert f"loss: {loss:.5f} before" in capsys.readouterr().out
     files = [(tmp_path / name / "data.json").read_bytes() for name in "mq"]
     assert files[0] == files[1]
+    prune = ["prune", str(tmp_path / "m"), str(tmp_path / "p"), "--remove", "layers=1"]
+    assert cli.main([*prune, "--no-compare", "--data", *flags]) == 0
+    assert f"loss: {loss:.5f} before" in capsys.readouterr().out
+    assert files[0] == (tmp_path / "p" / "data.json").read_bytes()
     assert cli.main(["calibrate-exit", str(tmp_path / "m"), *flags, "--max_loss", "60%"]) == 0
     assert "of these 40 records" in capsys.readouterr().out
     with pytest.raises(UserError, match="unknown field 'inputfield'"):
         calibrate_exit(tmp_path / "m", data, max_loss=0.6, inputfield="body")
+    for call, options in (
+        (miniformer.quantize, {"to": "int8"}),
+        (miniformer.prune, {"sparsity": 0.5}),
+    ):
+        for model, message in (
+            (classifier, "unknown field 'grop'"),
+            (classifier.model, "grop needs a"),
+        ):
+            with pytest.raises(UserError, match=message):
+                call(model, tmp_path / "no", grop=64, **options)

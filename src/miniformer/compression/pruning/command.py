@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from miniformer.commands.models import add_field_flags, pop_fields
 from miniformer.compression.comparison.after import add_comparison_flag, print_comparison
 
 DESCRIPTION = (
@@ -65,16 +66,18 @@ def add_arguments(parser: Any) -> None:
         help="optimizer steps of --heal; default: one pass over its records",
     )
     add_comparison_flag(parser)
+    add_field_flags(parser)
 
 
 def run(values: dict[str, Any]) -> int:
     """Prunes; returns the exit code."""
+    fields = pop_fields(values)
     from miniformer.compression.pruning.prune import prune
     from miniformer.training.callbacks.progress import make_console
 
     directory, out = values.pop("directory"), values.pop("out")
     compares = not values.pop("no_compare") and values["data"] is not None
-    print(prune(directory, out, **values, console=make_console()))
+    print(prune(directory, out, **values, **fields, console=make_console()))
     if compares:
-        print_comparison(directory, out, values["data"])
+        print_comparison(directory, out, values["data"], **fields)
     return 0

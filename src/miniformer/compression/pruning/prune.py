@@ -20,6 +20,7 @@ from miniformer.compression.source import (
     read_source,
     relative_change,
     stored_kinds,
+    with_fields,
     with_model,
     write_directory,
 )
@@ -83,6 +84,7 @@ def prune(
     heal: Any = None,
     steps: int | None = None,
     console: Console | None = None,
+    **fields: Any,
 ) -> Pruned:
     """Writes a model directory without the least important parts or weights of a model.
 
@@ -105,6 +107,7 @@ def prune(
             distillation from the model; zeros stay zero. None: it is not trained.
         steps: optimizer steps of `heal`; None: one pass over its records.
         console: output for the messages of `heal`; None: it prints nothing.
+        **fields: fields of `FieldSettings` for all records, such as input_field="text".
 
     Raises:
         UserError: a share, a number or a method is invalid, a part cannot be removed, the model is
@@ -131,30 +134,33 @@ def prune(
     source = read_source(model, "prune")
     pipeline = source if isinstance(source, Pipeline) else None
     original = source.model if isinstance(source, Pipeline) else source
-    for name, value in (("data", data), ("calibrate", calibrate), ("heal", heal)):
+    for name, value in (
+        ("data", data), ("calibrate", calibrate), ("heal", heal), *fields.items()
+    ):  # fmt: skip
         if value is not None and pipeline is None:
             raise UserError(f"{name} needs a model with its task: a Pipeline or its directory")
     _check_model(original)
+    reader = None if pipeline is None else with_fields(pipeline, fields)
     calibration = None
-    if pipeline is not None and zeros is not None and method != "magnitude":
-        calibration = CalibrationData(pipeline, records)
-    first_loss = None if pipeline is None or data is None else data_loss(pipeline, data)
+    if reader is not None and zeros is not None and method != "magnitude":
+        calibration = CalibrationData(reader, records)
+    first_loss = None if reader is None or data is None else data_loss(reader, data)
     result, lines = original, list[str]()
     if parts:
-        result, lines = remove_parts(original, pipeline, parts, records)
+        result, lines = remove_parts(original, reader, parts, records)
     if zeros is not None and method is not None:
         result = sparse_model(result, zeros, method, calibration)
     unhealed_loss = None
-    if pipeline is not None and heal is not None:
-        pruned = with_model(pipeline, result)
+    if reader is not None and heal is not None:
+        pruned = with_model(reader, result)
         unhealed_loss = None if data is None else data_loss(pruned, data)
         result = healed_model(
-            pruned, pipeline, heal, steps, has_zeros=zeros is not None, console=console
+            pruned, reader, heal, steps, has_zeros=zeros is not None, console=console
         )
     write_directory(result, pipeline, out)
     losses = None
-    if first_loss is not None:
-        losses = first_loss, data_loss(load(out), data)
+    if reader is not None and first_loss is not None:
+        losses = first_loss, data_loss(with_model(reader, load(out).model), data)
     return Pruned(
         directory=out,
         lines=tuple(lines),
