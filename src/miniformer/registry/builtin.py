@@ -215,6 +215,9 @@ KINDS: dict[str, Kind] = {
             "adapter": "miniformer.adapters.api:adapter",
             "quantize_aware": "miniformer.compression.aware:quantize_aware",
             "quantized_base": "miniformer.adapters.base.quantized:quantized_base",
+            "sparse_attention": (
+                "miniformer.compression.sparse_attention.attention:sparse_attention"
+            ),
         },
     ),
     "adapter_format": Kind(

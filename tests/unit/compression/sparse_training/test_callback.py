@@ -69,7 +69,6 @@ def num_zeros(path):
 
 @pytest.mark.catches(
     "masks_are_not_applied_after_a_step", "masks_of_averages_are_old", "rigl_loses_weights",
-    "sparse_models_are_compared_with_dense_ones",
 )  # fmt: skip
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("method", METHODS)
@@ -99,6 +98,25 @@ def test_a_run_is_sparse(method, variant, tmp_path):
     assert loaded.generate("the", max_new_tokens=2, seed=0) is not None
 
 
+class TooFast(L.Callback):
+    """A learning rate with which the loss rises from some step on."""
+
+    def __init__(self, start):
+        self.start = start
+
+    def on_train_batch_start(self, trainer, module, *args):
+        if trainer.global_step >= self.start:
+            module.lr = 3.0
+
+
+@pytest.mark.catches("sparse_models_are_compared_with_dense_ones")
+def test_the_best_model_is_a_sparse_one(tmp_path):
+    settings = {"sparse_training": METHODS["movement"], "early_stopping_patience": 0}
+    result = train(config(tmp_path, **settings), callbacks=[TooFast(5)])
+    zeros, size = num_zeros(result.folder / "best")
+    assert zeros >= round(0.7 * size)
+
+
 @pytest.mark.catches("random_masks_ignore_trained_weights")
 def test_trained_weights_of_the_largest_magnitude_stay(tmp_path):
     dense = train(config(tmp_path, experiment_name="dense", max_steps=2))
@@ -116,25 +134,32 @@ def test_trained_weights_of_the_largest_magnitude_stay(tmp_path):
 @pytest.mark.catches("loaded_weights_lose_their_masks")
 @pytest.mark.parametrize("method", METHODS)
 def test_early_stopping_continues_with_the_masks_of_the_best_model(method, tmp_path):
-    class TooFast(L.Callback):
-        """A learning rate with which the loss rises from some step on."""
+    class Loaded(L.Callback):
+        """Masks when early stopping has loaded the best weights."""
 
-        def on_train_batch_start(self, trainer, module, *args):
-            if trainer.global_step >= 14:
-                module.lr = 3.0
+        def on_validation_end(self, trainer, module):
+            sparse = next(x for x in trainer.callbacks if isinstance(x, SparseTraining))
+            if sparse.is_fixed and not masks:
+                masks.update({f"{x.name}.weight": x.mask.clone() for x in sparse.matrices})
+                best.update(load_file(tmp_path / "language_modeling/best/model.safetensors"))
 
-    watch = Watch()
-    settings = {**METHODS[method], "end": 0.3, "interval": 2}
+    watch, masks, best = Watch(), {}, {}
+    end = {"rigl": 0.75, "movement": 0.2}[method]
+    settings = {**METHODS[method], "end": end, "interval": 1}
     run = config(
         tmp_path, sparse_training=settings, early_stopping_patience=1, max_steps=60, lr=1e-3,
         val_check_interval=4,
     )  # fmt: skip
-    result = train(run, callbacks=[TooFast(), watch])
+    result = train(run, callbacks=[TooFast(14), Loaded(), watch])
     assert 14 < len(watch.masks) < 60
-    best, size = num_zeros(result.folder / "best")
-    last = num_zeros(result.folder / "last")[0]
-    assert round(0.7 * size) <= min(best, last) <= max(best, last) <= round(0.7 * size) + 8
+    assert masks
+    for name, mask in masks.items():
+        assert not best[name][~mask].any(), name
+        assert torch.equal(watch.masks[-1][name], mask)
+    size = sum(mask.numel() for mask in masks.values())
+    assert sum(int(mask.sum()) for mask in masks.values()) == size - round(0.7 * size)
     assert not watch.wrong
+    assert num_zeros(result.folder / "last")[0] >= round(0.7 * size)
 
 
 def test_a_run_that_ends_before_its_sparsity_warns(tmp_path):

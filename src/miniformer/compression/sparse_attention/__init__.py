@@ -1,0 +1,1 @@
+"""Dynamic sparse attention, as the transform `sparse_attention`."""
