@@ -9,7 +9,7 @@ from typing import Any
 
 from miniformer.config.command_line import resolve_model
 
-ROUNDS, TOKENS = 2, 16  # fewer than those of `miniformer compare`: a look, not a benchmark
+ROUNDS, TOKENS = 2, 16  # fewer than those of `miniformer compare`, which takes longer
 
 
 def add_comparison_flag(parser: Any) -> None:

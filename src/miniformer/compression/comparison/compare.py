@@ -283,7 +283,7 @@ def _format_rate(model: ComparedModel, size: int, is_first: bool) -> str:
 
 
 def _describe_speed(ratio: float) -> str:
-    """A ratio of speeds in words: slower is said."""
+    """Description of a ratio of speeds; below 1 it begins with `slower`."""
     if abs(ratio - 1) <= _SAME_SPEED:
         return "as fast"
     return f"{ratio:.2f}x as fast" if ratio > 1 else f"slower ({ratio:.2f}x)"

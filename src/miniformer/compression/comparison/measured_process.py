@@ -19,7 +19,7 @@ from miniformer.config import UserError
 
 
 def main(directory: str, threads: int) -> None:
-    """Loads the model, says so, and works until the input ends."""
+    """Loads the model, prints its memory, and measures the work of each line of the input."""
     import torch
 
     from miniformer.checkpoint.pipeline import load

@@ -119,7 +119,7 @@ class _Process:
     def ask(self, work: dict[str, Any]) -> float:
         """Seconds of a piece of work."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `read` says why the process has ended
+        with contextlib.suppress(BrokenPipeError):  # `read` raises the reason
             self._process.stdin.write(json.dumps(work) + "\n")
             self._process.stdin.flush()
         return float(self.read()["seconds"])

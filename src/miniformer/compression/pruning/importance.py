@@ -61,11 +61,11 @@ def taylor_scores(pipeline: Pipeline, data: Any) -> tuple[Scores, Scores]:
     inputs: dict[str, Tensor] = {}
 
     def reader_hook(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def note(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        def record_input(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             (x,) = arguments
             inputs[path] = x if x.requires_grad else x.requires_grad_()
 
-        return note
+        return record_input
 
     with contextlib.ExitStack() as hooks, torch.enable_grad(), eval_mode(model):
         for path, module in readers.items():
