@@ -238,9 +238,9 @@ def sources_with_one_beginning_are_one(original):
 def encoder_outputs_outlive_their_weights(original):
     """Encoder outputs of former weights are used."""
 
-    def _check_version(self, model):
+    def _check_version(self, model, weight_dtype):
         if self._model is None:
-            original(self, model)
+            original(self, model, weight_dtype)
 
     return _check_version
 

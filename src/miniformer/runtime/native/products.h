@@ -177,26 +177,27 @@ template <int N, int BITS> void panel(const int8_t* w, const float* scales, cons
         for (int p = 0; p < PARTS; p++) _mm256_storeu_ps(out + b * PANEL + p * 8, sums[p][b]);
 }
 #else
-template <int N, int BITS> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
+// Product with one input, not inlined: the compiler may choose another order of the sums for each number of inputs.
+template <int BITS> __attribute__((noinline)) void one_input(const int8_t* w, const float* scales, const int8_t* x, const float* x_scales, int groups, float* out) {
     constexpr int PER_BYTE = 8 / BITS, BLOCKS = GROUP / 4;
-    const int groups = n / GROUP;
-    for (int b = 0; b < N; b++) {
-        float sums[PANEL] = {};
-        for (int g = 0; g < groups; g++) {
-            int32_t group_sums[PANEL] = {};
-            for (int i = 0; i < BLOCKS; i++) {
-                const int8_t* four = w + (g * BLOCKS + i) / PER_BYTE * PANEL * 4;
-                const int8_t* x = in.q + (int64_t)b * n + g * GROUP + i * 4;
-                for (int r = 0; r < PANEL; r++)
-                    for (int k = 0; k < 4; k++) {
-                        const int byte = four[r * 4 + k], half = (byte >> (i % 2 * 4) & 15) - 8;
-                        group_sums[r] += (BITS == 8 ? byte : half) * x[k];
-                    }
-            }
-            for (int r = 0; r < PANEL; r++) sums[r] += (float)group_sums[r] * scales[g * PANEL + r] * in.scales[b * groups + g];
+    float sums[PANEL] = {};
+    for (int g = 0; g < groups; g++) {
+        int32_t group_sums[PANEL] = {};
+        for (int i = 0; i < BLOCKS; i++) {
+            const int8_t* four = w + (g * BLOCKS + i) / PER_BYTE * PANEL * 4;
+            for (int r = 0; r < PANEL; r++)
+                for (int k = 0; k < 4; k++) {
+                    const int byte = four[r * 4 + k], half = (byte >> (i % 2 * 4) & 15) - 8;
+                    group_sums[r] += (BITS == 8 ? byte : half) * x[g * GROUP + i * 4 + k];
+                }
         }
-        std::memcpy(out + b * PANEL, sums, sizeof(sums));
+        for (int r = 0; r < PANEL; r++) sums[r] += (float)group_sums[r] * scales[g * PANEL + r] * x_scales[g];
     }
+    std::memcpy(out, sums, sizeof(sums));
+}
+template <int N, int BITS> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
+    const int groups = n / GROUP;
+    for (int64_t b = 0; b < N; b++) one_input<BITS>(w, scales, in.q + b * n, in.scales + b * groups, groups, out + b * PANEL);
 }
 #endif
 
