@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.config import UserError
 from miniformer.data.reading.records import as_records
+from miniformer.tasks.embedding import EmbeddingTask
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,10 +35,12 @@ def healed_model(
         console: output for messages; None: it prints nothing.
 
     Raises:
-        UserError: a record is of another task.
+        UserError: a record is of another task, or the task has no labels.
     """
     from miniformer.training.api import train
 
+    if isinstance(pruned.task, EmbeddingTask):
+        raise UserError("heal: a model for embedding has no labels; leave heal out")
     records = as_records(data, pruned.task.schema, mapping=pruned.data_settings.mapping())
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "teacher"

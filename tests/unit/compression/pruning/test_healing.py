@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import miniformer
-from miniformer import cli
+from miniformer import Pipeline, UserError, cli
 from miniformer.model.matrices import weight_matrices
-from tests.unit.compression.conftest import texts
+from miniformer.tasks.embedding import EmbeddingTask
+from tests.kit import tiny_model
+from tests.unit.compression.conftest import TOKENIZER, texts
 
 RECORDS = [{"text": text} for text in texts(200, seed=7)]
 VAL = [{"text": text} for text in texts(40, seed=8)]
@@ -45,3 +47,15 @@ def test_the_command_heals_a_narrow_model(trained, tmp_path, capsys):
     loss = out.evaluate(VAL, num_resamples=0).metrics["loss"]
     assert f" pruned, {loss:.5f} healed (" in text
     assert out.model.config.ff_width == 32
+
+
+def test_models_without_labels_or_task(trained, tmp_path):
+    model = tiny_model(causal=False, vocab_size=TOKENIZER.vocab_size)
+    pipeline = Pipeline(model, TOKENIZER, EmbeddingTask())
+    with pytest.raises(UserError, match="a model for embedding has no labels; leave heal out"):
+        miniformer.prune(pipeline, tmp_path / "out", sparsity=0.5, heal=[{"input": "a"}])
+    with pytest.raises(UserError, match="heal needs a model with its task"):
+        miniformer.prune(model, tmp_path / "out", sparsity=0.5, heal=[{"input": "a"}])
+    with pytest.raises(UserError, match="'text'"):
+        miniformer.prune(trained, tmp_path / "out", sparsity=0.5, heal=[{"input": "a"}])
+    assert not list(tmp_path.iterdir())
