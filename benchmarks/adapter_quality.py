@@ -19,7 +19,7 @@ import miniformer
 from environment import environment
 
 RESULTS = Path(__file__).parent / "results" / "adapter_quality.json"
-MODEL = {"vocab_size": 4000, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 96}
+MODEL = {"vocab_size": 4000, "d_model": 128, "n_heads": 4, "n_layers": 4, "max_seq_len": 96}
 LORA = {"adapter": "lora", "adapter_config": {"r": 4, "alpha": 16}, "lr": 5e-3}
 WAYS = {
     "full": {"lr": 1e-3},

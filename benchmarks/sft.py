@@ -8,12 +8,14 @@ batches and loss, padded and packed, and by this package, with the same optimize
 same weights of a Llama shape. They alternate, in a rotated order; results are medians. Without the
 package trl only this one is measured.
 
-ends: a small model learns chat records made of multi30k_ende and agnews (DIR has a folder of each)
-from nothing. The share of greedy answers to validation prompts that end with the token of a turn.
+ends: a small model learns chat records made of multi30k_ende, agnews and xquad_en (DIR has a folder
+of each) from nothing. The share of greedy answers to validation prompts that end with the token of
+a turn.
 """
 
 import argparse
 import importlib.util
+import itertools
 import json
 import random
 import statistics
@@ -37,6 +39,7 @@ SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
          "num_attention_heads": 6, "num_key_value_heads": 6,
          "max_position_embeddings": SEQ_LEN, "tie_word_embeddings": True}  # fmt: skip
 VOCAB_SIZE = 8192
+WINDOW = 512  # of `ends`, with passages
 MARKED = TEMPLATES["chatml"].replace(
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n",
     "<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}{% generation %}"
@@ -150,17 +153,30 @@ def trl_epoch(trainer, model):
 
 
 def chat_records(folder, split, count):
-    """Questions and answers of translations and topics, alternating."""
+    """Questions and answers of translations, topics and passages, in turns."""
     with open(folder / "multi30k_ende" / f"{split}.jsonl", encoding="utf-8") as file:
         pairs = [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
     with open(folder / "agnews" / f"{split}.jsonl", encoding="utf-8") as file:
         news = [json.loads(line) for line, _ in zip(file, range(count), strict=False)]
     names = ("World", "Sports", "Business", "Technology")
-    records = []
-    for pair, item in zip(pairs, news, strict=False):
-        records.append((f"Translate: {pair['source']}", pair["target"]))
-        records.append((f"Topic? {item['input'][:120]}", names[item["label"]]))
-    return records
+    translations = [(f"Translate: {pair['source']}", pair["target"]) for pair in pairs]
+    topics = [(f"Topic? {item['input'][:120]}", names[item["label"]]) for item in news]
+    rounds = itertools.zip_longest(translations, topics, passage_records(folder, split, count))
+    return [record for members in rounds for record in members if record is not None]
+
+
+def passage_records(folder, split, count):
+    """Questions about a passage with their answers; one in eight questions is in val."""
+    lines = (folder / "xquad_en" / "passages.jsonl").read_text(encoding="utf-8").splitlines()
+    passages = {row["id"]: row["text"] for row in map(json.loads, lines)}
+    lines = (folder / "xquad_en" / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    questions = [
+        row for n, row in enumerate(map(json.loads, lines)) if (n % 8 == 0) == (split == "val")
+    ]
+    return [
+        (f"{passages[row['passage_id']]} {row['question']}", row["answers"][0]["text"])
+        for row in questions[:count]
+    ]
 
 
 def ends(arguments):
@@ -174,12 +190,12 @@ def ends(arguments):
     with tempfile.TemporaryDirectory() as name:
         result = miniformer.train(
             train, task_config={"chat_template": "chatml"}, work_dir=name, logger="none",
-            max_steps=arguments.steps, seq_len=192,
-            model_config={"d_model": 128, "n_layers": 3, "n_heads": 4, "max_seq_len": 192},
+            max_steps=arguments.steps, seq_len=WINDOW,
+            model_config={"d_model": 128, "n_layers": 3, "n_heads": 4, "max_seq_len": WINDOW},
         )  # fmt: skip
         session = ChatSession(result.pipeline, temperature=0.0, max_new_tokens=80)
         questions = [
-            question for question, _ in chat_records(folder, "val", arguments.answers // 2)
+            question for question, _ in chat_records(folder, "val", arguments.answers // 3)
         ]
         ended = 0
         for question in questions:

@@ -25,6 +25,9 @@ SCRIPTS = {
     ],
     "adapters.py": ["--rounds", "1", "--tiny", "--batch", "2", "--length", "16"],
     "beams.py": ["--rounds", "1"],
+    "compression.py": [
+        "tinyshakespeare", "{run}", "{data}", "--forms", "int8", "--rounds", "1", "--tokens", "2",
+    ],
     "data_size.py": ["--large_mb", "3", "--small_mb", "1", "--steps", "3"],
     "defaults.py": [
         "{sets}", "--sets", "tinyshakespeare", "--seeds", "1", "--policy", "tiny", "--settings",
@@ -86,6 +89,7 @@ def main(names: list[str]) -> int:
             "data": f"{folder}/sets/tinyshakespeare",
             "sets": f"{folder}/sets",
             "model": f"{folder}/runs/tiny/last",
+            "run": f"{folder}/runs/tiny",
         }
         make(Path(folder), values)
         for name in names or sorted(SCRIPTS):
