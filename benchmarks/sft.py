@@ -39,7 +39,7 @@ SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
          "num_attention_heads": 6, "num_key_value_heads": 6,
          "max_position_embeddings": SEQ_LEN, "tie_word_embeddings": True}  # fmt: skip
 VOCAB_SIZE = 8192
-WINDOW = 512  # of `ends`, with passages
+WINDOW, LONGEST_PASSAGE = 512, 700  # of `ends`: tokens of a conversation, characters of a passage
 MARKED = TEMPLATES["chatml"].replace(
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n",
     "<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' %}{% generation %}"
@@ -166,7 +166,7 @@ def chat_records(folder, split, count):
 
 
 def passage_records(folder, split, count):
-    """Questions about a passage with their answers; one in eight questions is in val."""
+    """Questions about a short passage with their answers; one in eight questions is in val."""
     lines = (folder / "xquad_en" / "passages.jsonl").read_text(encoding="utf-8").splitlines()
     passages = {row["id"]: row["text"] for row in map(json.loads, lines)}
     lines = (folder / "xquad_en" / "questions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -176,6 +176,7 @@ def passage_records(folder, split, count):
     return [
         (f"{passages[row['passage_id']]} {row['question']}", row["answers"][0]["text"])
         for row in questions[:count]
+        if len(passages[row["passage_id"]]) <= LONGEST_PASSAGE
     ]
 
 
