@@ -11,6 +11,7 @@ to results/compression.json; docs/compression.md has a table of each recipe.
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -103,12 +104,42 @@ def trained_for(kind):
     return make
 
 
+def pruned(heals=False, **options):
+    """A form of `miniformer prune`, chosen by records of train; with `heals`, trained on them."""
+
+    def make(source, out):
+        if callable(options.get("remove")):
+            arguments = {**options, "remove": options["remove"](source)}
+        else:
+            arguments = dict(options)
+        if heals:
+            steps = max(1, int(_SHARE_OF_STEPS * source.num_steps()))
+            arguments |= {"heal": str(source.files["train"]), "steps": steps}
+        miniformer.prune(source.model, out, calibrate=str(source.files["train"]), **arguments)
+
+    return make
+
+
+def half_of_layers(source):
+    """Half of the layers of each stack."""
+    return {"layers": max(1, miniformer.load(source.model).model.config.n_layers // 2)}
+
+
 FORMS = {
     "bf16": quantized("bf16"),
     "int8": quantized("int8"),
     "int4": quantized("int4"),
     "int4, calibrated": calibrated("int4"),
     "int4, trained": trained_for("int4"),
+    "half of ffn": pruned(remove={"ffn": 0.5}),
+    "half of ffn, healed": pruned(remove={"ffn": 0.5}, heals=True),
+    "half of layers": pruned(remove=half_of_layers),
+    "half of layers, healed": pruned(remove=half_of_layers, heals=True),
+    "50 % zeros, magnitude": pruned(sparsity=0.5, method="magnitude"),
+    "50 % zeros, wanda": pruned(sparsity=0.5, method="wanda"),
+    "50 % zeros, sparsegpt": pruned(sparsity=0.5, method="sparsegpt"),
+    "2:4 zeros, magnitude": pruned(sparsity="2:4", method="magnitude"),
+    "2:4 zeros, sparsegpt": pruned(sparsity="2:4", method="sparsegpt"),
 }
 
 
@@ -116,7 +147,7 @@ def measure(source, names, rounds, tokens):
     """Rows of a table: the model itself, then its forms."""
     directories, seconds = {"model": source.model}, {"model": 0.0}
     for name in names:
-        out = source.folder / name.replace(", ", "-").replace(" ", "-")
+        out = source.folder / re.sub(r"\W+", "-", name)
         started = time.perf_counter()
         FORMS[name](source, out)
         directories[name], seconds[name] = out, time.perf_counter() - started
