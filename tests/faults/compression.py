@@ -151,6 +151,16 @@ def moments_are_of_the_first_batch(original):
     return run
 
 
+@fault("miniformer.compression.calibration.data:CalibrationData._num_rows")
+def windows_of_a_text_do_not_count(original):
+    """Each batch counts as one window."""
+
+    def _num_rows(self, batch):
+        return 1
+
+    return _num_rows
+
+
 @fault("miniformer.compression.calibration.model:input_moments")
 def moments_are_of_the_given_model(original):
     """The layers are rounded by the inputs from layers that are not rounded."""

@@ -30,10 +30,10 @@ class CalibrationData:
     Args:
         pipeline: the model that they are for.
         data: files or records in memory; of more than 512 records, as many at equal distances are
-            used.
+            used, and of long texts as many windows.
 
     Raises:
-        UserError: there are under 32 records, or one is none of the task.
+        UserError: there are under 32 records or windows, or a record is none of the task.
     """
 
     def __init__(self, pipeline: Pipeline, data: Any) -> None:
@@ -44,17 +44,18 @@ class CalibrationData:
         mapping = pipeline.data_settings.mapping()
         try:
             records = as_records(data, self.task.schema, mapping=mapping)
-            if len(records) < MIN_RECORDS:
-                raise UserError(
-                    f"{records.name} has {len(records)} records, and {MIN_RECORDS} are needed"
-                )
-            if len(records) > MAX_RECORDS:
+            total, num_windows = len(records), 0
+            if total > MAX_RECORDS:
                 spread = np.linspace(0, len(records) - 1, MAX_RECORDS).round().astype(np.int64)
                 records = RecordSubset(records, spread)
             if isinstance(self.task, EmbeddingTask):
                 self._inputs = [record["input"] for record in records]
             else:
-                self._batches = list(evaluation_batches(pipeline, records))
+                batches = list(evaluation_batches(pipeline, records))
+                num_windows = sum(map(self._num_rows, batches))
+                self._batches = _spread(batches, MAX_RECORDS / max(1, num_windows))
+            if max(total, num_windows) < MIN_RECORDS:
+                raise UserError(f"{records.name} has {total} records, and {MIN_RECORDS} are needed")
         except UserError as error:
             raise UserError(f"calibrate: {error} (task {self.task.name})") from None
 
@@ -73,6 +74,10 @@ class CalibrationData:
                 self._batch = moved
                 with contextlib.suppress(EndBatch):
                     self.task.loss(model, moved)
+
+    def _num_rows(self, batch: Batch) -> int:
+        """Number of windows of a batch, such as those of a long text."""
+        return max((len(batch[x]) for x in self.task.token_tensors if x in batch), default=0)
 
     def padding_mask(self, shape: torch.Size) -> Tensor | None:
         """Mask of the tokens of the current batch whose shape is [B, T]: True = a real one.
@@ -181,6 +186,12 @@ def _recorded_masks(model: nn.Module, data: CalibrationData) -> Iterator[_Masks]
     finally:
         for stack in stacks:
             del stack.run_layers
+
+
+def _spread(batches: list[Batch], share: float) -> list[Batch]:
+    """A share of the batches, at equal distances; at least one, and at most all."""
+    count = min(len(batches), max(1, round(share * len(batches))))
+    return [batches[i] for i in np.linspace(0, len(batches) - 1, count).round().astype(np.int64)]
 
 
 def _real_rows(x: Tensor, mask: Tensor | None) -> Tensor:

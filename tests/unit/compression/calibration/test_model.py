@@ -173,3 +173,24 @@ def test_what_calibration_refuses(tmp_path, capsys):
     assert cli.main([*flags, "--calibrate", str(data)]) == 2
     assert "data.jsonl:1" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.catches("windows_of_a_text_do_not_count")
+def test_windows_of_a_long_text_count_as_records():
+    """One text of 40 windows calibrates; one of 2,000 gives 512 windows at equal distances."""
+    pipeline, _ = pipeline_of("decoder")
+    length = pipeline.model.config.max_seq_len
+    text = "".join(texts(40)) * 20
+
+    def windows(count):
+        ids = TOKENIZER.encode(text * (1 + count))[: count * length]
+        return [{"text": TOKENIZER.decode(ids)}]
+
+    rows = []
+    for count in (40, 2000):
+        data = CalibrationData(pipeline, windows(count))
+        rows.append(sum(len(batch["input_ids"]) for batch in data._batches))
+    assert 38 <= rows[0] <= 42
+    assert 480 <= rows[1] <= 540
+    with pytest.raises(UserError, match="records has 1 records, and 32 are needed"):
+        CalibrationData(pipeline, windows(3))
