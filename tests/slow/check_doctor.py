@@ -11,6 +11,7 @@ from miniformer.doctor.run_checks import run_checks
 from miniformer.doctor.subject import Subject
 from miniformer.interop.hf.families import ALL_FAMILIES
 from tests.parity import published
+from tests.parity.test_hugging_face import share_tables
 from tests.parity.test_hugging_face_texts import LABELS, random_model
 from tests.unit.doctor.cases import CASES, make_pipeline
 
@@ -47,6 +48,8 @@ def test_checks_pass_on_an_imported_model(name, family, model_class, tmp_path):
     if model_class.is_classifier or model_class.per_token:
         labels = {0: "O", 1: "B-x", 2: "I-x"} if model_class.per_token else LABELS
         options = {"id2label": labels, "label2id": {label: n for n, label in labels.items()}}
-    random_model(name, family, **options).save_pretrained(tmp_path / "theirs")
+    theirs = random_model(name, family, **options)
+    share_tables(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
     miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
     assert problems(tmp_path / "ours", [x for x in CHECKS if x not in ("speed", "export")]) == {}
