@@ -116,11 +116,13 @@ def test_rows_skip_layers_in_training_only():
     assert exits.after_layer(1, x, x + 1, training=False).min() == 1
 
 
-def test_a_run_logs_the_loss_of_each_exit():
+def test_a_run_logs_the_loss_of_each_exit(tmp_path):
     texts = [{"text": f"{n} and {n} is {2 * n}"} for n in range(40)]
     settings = {"max_steps": 2, "val_check_interval": 2, "logger": "none", "tokenizer": "char"}
     settings |= {"model_config": {"d_model": 16, "n_heads": 2, "n_layers": 3}, "val_share": 0.2}
-    result = miniformer.train(texts, early_exit={"scale": 1.0}, **settings, quiet=True)
+    result = miniformer.train(
+        texts, early_exit={"scale": 1.0}, work_dir=str(tmp_path), quiet=True, **settings
+    )
     exits = {name for name in result.metrics if "exit_" in name}
     assert exits == {"val_exit_1", "val_exit_2"}
     assert result.metrics["val_exit_2"] > 0
