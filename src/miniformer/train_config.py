@@ -130,22 +130,28 @@ class TrainConfig(
                 "strategy=deepspeed cannot divide the loss of several batches exactly; "
                 "set accumulate_grad_batches=1"
             )
-        if self.sparse_training is not None and self.strategy in ("fsdp2", "deepspeed"):
-            problems.append(
-                f"sparse_training needs the whole model on each device, and strategy="
-                f"{self.strategy} divides it; set strategy=ddp"
-            )
-        if self.sparse_training is not None and self.adapter is not None:
-            problems.append(
-                "sparse_training trains the matrices that an adapter freezes; leave one out"
-            )
         is_list = not isinstance(self.train_path, str) or self.train_path[:1] in ("{", "[")
         problems += source_problems("train_path", self.train_path) if is_list else ()
         if any(str(path).startswith("[{") for path in (self.val_path, self.test_path)):
             problems.append("val_path and test_path have no weights; name their paths alone")
         problems += self._pretrain_problems() if self.pretrain is not None else ()
+        problems += self._sparse_problems() if self.sparse_training is not None else ()
         problems += self._device_problems() if self.world_size > 1 else ()
         return [*problems, *(self._streaming_problems() if self.streaming else ())]
+
+    def _sparse_problems(self) -> list[str]:
+        """Conflicts of `sparse_training` with other settings."""
+        problems = []
+        if self.strategy in ("fsdp2", "deepspeed"):
+            problems.append(
+                f"sparse_training needs the whole model on each device, and strategy="
+                f"{self.strategy} divides it; set strategy=ddp"
+            )
+        if self.adapter is not None:
+            problems.append(
+                "sparse_training trains the matrices that an adapter freezes; leave one out"
+            )
+        return problems
 
     def _pretrain_problems(self) -> list[str]:
         names = [field.name for field in dataclasses.fields(self)]

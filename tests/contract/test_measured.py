@@ -6,7 +6,7 @@ import runpy
 
 import pytest
 
-from tests.kit import ROOT, measured
+from tests.kit import ROOT, compression_page, measured
 from tests.kit.claims import claims, is_backed, sections, values_of
 
 # Section of a page: files with its numbers, and the numbers that are settings, limits or computed.
@@ -125,6 +125,12 @@ def test_wrong_number_of_a_section_is_found(section, old, new):
 def test_each_section_of_measurements_is_compared_with_its_files():
     headings = {heading for document, heading in BACKED if document == "benchmarks/README.md"}
     assert {*sections("benchmarks/README.md")} == {*headings, *GENERATED}
+
+
+def test_tables_of_compressed_recipes_are_those_of_the_results():
+    """`python -m tests.kit.compression_page` writes them again."""
+    text = compression_page.DOCUMENT.read_text(encoding="utf-8")
+    assert compression_page.page(text) == text
 
 
 def test_table_of_defaults_is_that_of_the_results(monkeypatch):

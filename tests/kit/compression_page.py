@@ -1,7 +1,7 @@
 """Tables of compressed models: `python -m tests.kit.compression_page` writes them into
 docs/compression.md.
 
-`tests/unit/compression/test_page.py` compares the page with benchmarks/results/compression.json.
+`tests/contract/test_measured.py` compares the page with benchmarks/results/compression.json.
 """
 
 import json

@@ -212,6 +212,15 @@ class ModelSettings(StrictConfig):
         return problems
 
 
+def _part_problems(name: str, kind: type[StrictConfig], value: dict[str, Any]) -> list[str]:
+    """Problems of a setting that is a config of its own."""
+    try:
+        kind.from_dict(value)
+    except ConfigError as error:
+        return [f"{name}: {problem}" for problem in error.problems]
+    return []
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizationSettings(StrictConfig):
     """Optimizer, learning rate and weight averages.
@@ -273,21 +282,17 @@ class OptimizationSettings(StrictConfig):
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
-        if self.early_exit is not None:
-            try:
-                EarlyExitConfig.from_dict(self.early_exit)
-            except ConfigError as error:
-                problems += [f"early_exit: {problem}" for problem in error.problems]
-        if self.sparse_training is not None:
-            try:
-                SparseTrainingConfig.from_dict(self.sparse_training)
-            except ConfigError as error:
-                problems += [f"sparse_training: {problem}" for problem in error.problems]
-            if self.optimizer == "schedulefree":
-                problems.append(
-                    "sparse_training needs an optimizer whose state has no weights; set muon or "
-                    "adamw in place of schedulefree"
-                )
+        for name, kind in (
+            ("early_exit", EarlyExitConfig),
+            ("sparse_training", SparseTrainingConfig),
+        ):
+            if (value := getattr(self, name)) is not None:
+                problems += _part_problems(name, kind, value)
+        if self.sparse_training is not None and self.optimizer == "schedulefree":
+            problems.append(
+                "sparse_training needs an optimizer whose state has no weights; set muon or "
+                "adamw in place of schedulefree"
+            )
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             problems.append(
                 "warmup_steps and warmup_ratio both set the warmup; leave one of them out"

@@ -47,15 +47,18 @@ def require_nonempty(task: FittableTask, records: Records) -> None:
     Raises:
         UserError: no record has a target for a loss.
     """
-    if not all(task.is_empty(record) for record in records):
-        return
+    if all(task.is_empty(record) for record in records):
+        raise UserError(f"{records.name}: {_empty_reason(task, records)}")
+
+
+def _empty_reason(task: FittableTask, records: Records) -> str:
     texts = (text for record in records for text in task.texts(record))
     if task.reads_text() and any(text.strip() for text in texts):
-        raise UserError(
-            f"{records.name}: no record has anything to learn: each text is a prompt or has "
-            "learn=false; leave learn out, or set it to true, where the model is to learn"
+        return (
+            "no record has anything to learn: each text is a prompt or has learn=false; leave "
+            "learn out, or set it to true, where the model is to learn"
         )
-    raise UserError(f"{records.name}: every record's text is empty or blank")
+    return "every record's text is empty or blank"
 
 
 def group_similar_labels(labels: Iterable[Any]) -> list[list[Any]]:

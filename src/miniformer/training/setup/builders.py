@@ -249,7 +249,7 @@ def build_callbacks(
     Raises:
         UserError: an item is neither a callback nor a function that returns one.
     """
-    built = [] if settings is None else _build_named_callbacks(settings)
+    built = _build_named_callbacks(settings) if settings else []
     for item in callbacks:
         callback: Any = item if isinstance(item, L.Callback) or not callable(item) else item()
         if not isinstance(callback, L.Callback):

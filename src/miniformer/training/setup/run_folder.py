@@ -128,6 +128,7 @@ class RunLock:
                         "folder; wait until it ends, or leave resume out for a new run"
                     ) from None
             except OSError:  # no locks here
+                path.unlink(missing_ok=True)
                 return folder
             self._files.callback(fcntl.flock, file, fcntl.LOCK_UN)  # for worker processes, too
             self._files.callback(path.unlink, missing_ok=True)

@@ -72,7 +72,7 @@ def test_file_system_without_locks_has_none(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     with RunLock(str(tmp_path)), RunLock(str(tmp_path / "missing")):
-        pass
+        assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_lock_of_the_workers_of_a_killed_process_is_passed_over(tmp_path):
