@@ -56,13 +56,15 @@ class TrainConfig(
 
     def all_callbacks(self) -> list[str | dict[str, Any]]:
         """Named callbacks of the run, the first of which is its sparse training."""
-        if self.sparse_training is None:
-            return list(self.callbacks or [])
-        own: dict[str, Any] = {"type": "sparse_training", **self.sparse_training}
+        own = [] if self.sparse_training is None else [self._sparse_callback()]
+        return [*own, *(self.callbacks or [])]
+
+    def _sparse_callback(self) -> dict[str, Any]:
+        own: dict[str, Any] = {"type": "sparse_training", **(self.sparse_training or {})}
         if own.get("method", "rigl") == "rigl" and own.get("initial") is None:
             is_trained = self.init_from is not None or self.pretrain is not None
             own["initial"] = "magnitude" if is_trained else "random"
-        return [own, *(self.callbacks or [])]
+        return own
 
     @classmethod
     def current_names(

@@ -288,11 +288,6 @@ class OptimizationSettings(StrictConfig):
         ):
             if (value := getattr(self, name)) is not None:
                 problems += _part_problems(name, kind, value)
-        if self.sparse_training is not None and self.optimizer == "schedulefree":
-            problems.append(
-                "sparse_training needs an optimizer whose state has no weights; set muon or "
-                "adamw in place of schedulefree"
-            )
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             problems.append(
                 "warmup_steps and warmup_ratio both set the warmup; leave one of them out"
@@ -302,18 +297,29 @@ class OptimizationSettings(StrictConfig):
             for name in ("warmup_steps", "warmup_ratio")
             if self.scheduler == "onecycle" and getattr(self, name) is not None
         ]
-        if self.optimizer == "schedulefree" and self.scheduler != "none":
-            problems.append("optimizer=schedulefree has no schedule; set scheduler=none")
-        if self.optimizer == "schedulefree" and self.ema_decay is not None:
-            problems.append(
-                "ema_decay has no effect with schedulefree, which averages weights itself; "
-                "leave it out"
-            )
+        problems += self._schedulefree_problems() if self.optimizer == "schedulefree" else ()
         problems += [
             f"optimizer_config: {name} is a separate setting; set {name} instead"
             for name in ("lr", "weight_decay", "layer_lr_decay")
             if name in self.optimizer_config
         ]
+        return problems
+
+    def _schedulefree_problems(self) -> list[str]:
+        """Conflicts of other settings with an optimizer that averages weights."""
+        problems = []
+        if self.sparse_training is not None:
+            problems.append(
+                "sparse_training needs an optimizer whose state has no weights; set muon or "
+                "adamw in place of schedulefree"
+            )
+        if self.scheduler != "none":
+            problems.append("optimizer=schedulefree has no schedule; set scheduler=none")
+        if self.ema_decay is not None:
+            problems.append(
+                "ema_decay has no effect with schedulefree, which averages weights itself; "
+                "leave it out"
+            )
         return problems
 
     def module_options(self) -> dict[str, Any]:
