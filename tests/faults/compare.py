@@ -11,14 +11,15 @@ def compare_swaps_the_models(original):
     """Differences are those of the first model from the others."""
 
     def evaluate(first, paths, data, num_resamples, report, fields):
-        metrics, differences = original(first, paths, data, num_resamples, report, fields)
-        return metrics, [
+        metrics, differences, types = original(first, paths, data, num_resamples, report, fields)
+        swapped = [
             {
                 name: dataclasses.replace(x, difference=-x.difference, low=-x.high, high=-x.low)
                 for name, x in changes.items()
             }
             for changes in differences
         ]
+        return metrics, swapped, types
 
     return evaluate
 
