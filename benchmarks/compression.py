@@ -33,7 +33,7 @@ _LEFT_OUT = (
     "average_checkpoints",
 )
 _SHARE_OF_STEPS = 0.1
-_SHARE_OF_RATE = 0.1  # of the learning rate, in further training
+_SHARE_OF_RATE = 0.01  # of the learning rate, in quantization-aware training
 
 
 class Source:
