@@ -1,9 +1,9 @@
 """Movement pruning (Sanh et al. 2020): weights that move toward zero are removed.
 
 The score of a weight is the sum of -weight * gradient over all steps. Each matrix keeps those with
-the largest scores, fewer and fewer of them. A removed weight stays as it was, since it has no
-gradient, but the product has a zero in its place. Its score continues to change (straight-through),
-and the weight returns if others fall behind.
+the largest scores, and their number falls during the run. A removed weight has no gradient and does
+not change; the product has a zero in its place. Its score is still updated (straight-through), and
+the weight returns when its score is among the largest again.
 """
 
 from __future__ import annotations
