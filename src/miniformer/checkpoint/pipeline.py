@@ -74,8 +74,7 @@ def load(
     pipeline = Pipeline(model, tokenizer, task=task, generation=generation)
     pipeline.directory, pipeline.hf_metadata = directory, read_hf_metadata(directory)
     pipeline.data_settings = read_data_settings(directory)
-    if (policy := read_exit_policy(directory, model, task)) is not None:
-        model.exit_policy = policy
+    model.exit_policy = read_exit_policy(directory, model, task)
     return pipeline
 
 

@@ -172,9 +172,8 @@ def token_options(options: GenerationConfig) -> GenerationConfig:
 def group_copies(texts: list[str], options: GenerationConfig) -> list[Any]:
     """Texts by prompt: one each, or, with several `num_return_sequences`, a list each."""
     copies = options.num_return_sequences
-    if copies == 1:
-        return texts
-    return [texts[first : first + copies] for first in range(0, len(texts), copies)]
+    groups = [texts[first : first + copies] for first in range(0, len(texts), copies)]
+    return texts if copies == 1 else groups
 
 
 def make_constraints(tokenizer: Tokenizer, options: GenerationConfig) -> list[Any]:
