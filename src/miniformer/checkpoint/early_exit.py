@@ -53,18 +53,9 @@ def read_exit_policy(directory: Path, model: Any, task: Any) -> ExitPolicy | Non
         UserError: the file is invalid, or is that of another model.
     """
     path = directory / FILE_NAME
-    try:
-        values = read_json(path)
-        if isinstance(values, dict):
-            fields = {field.name for field in dataclasses.fields(StoredExit)}
-            if missing := sorted(fields - values.keys()):
-                raise UserError(f"{path}: {missing[0]} is missing; run calibrate-exit again")
-        stored = StoredExit.from_dict(values, stored=True)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (ConfigError, OSError, ValueError) as error:
-        message = str(error)
-        raise UserError(message if str(path) in message else f"{path}: {message}") from None
+    stored = _read(path)
     count = len(getattr(model, "layers", ()))
     if count != stored.n_layers or not has_exits(task):
         raise UserError(
@@ -72,3 +63,16 @@ def read_exit_policy(directory: Path, model: Any, task: Any) -> ExitPolicy | Non
             "model is not; remove the file"
         )
     return ExitPolicy(stored.threshold)
+
+
+def _read(path: Path) -> StoredExit:
+    try:
+        values = read_json(path)
+        if isinstance(values, dict):
+            fields = {field.name for field in dataclasses.fields(StoredExit)}
+            if missing := sorted(fields - values.keys()):
+                raise UserError(f"{path}: {missing[0]} is missing; run calibrate-exit again")
+        return StoredExit.from_dict(values, stored=True)
+    except (ConfigError, OSError, ValueError) as error:
+        message = str(error)
+        raise UserError(message if str(path) in message else f"{path}: {message}") from None

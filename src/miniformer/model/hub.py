@@ -44,17 +44,22 @@ def resolve_directory(name_or_path: str | Path, revision: str | None = None) -> 
                 f"revision={revision!r} needs a name on the hub; {name_or_path} is a directory"
             )
         return _existing_or_backup(Path(name_or_path))
+    return _download(name_or_path, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Downloads a model unless the hub's cache has it; returns its directory."""
     from huggingface_hub import snapshot_download
 
     try:
-        download = functools.partial(snapshot_download, name_or_path, revision=revision)
+        download = functools.partial(snapshot_download, name, revision=revision)
         directory = Path(download(allow_patterns=_ALLOW_PATTERNS))
         if extra_files := _extra_files(directory):
             download(allow_patterns=[*_ALLOW_PATTERNS, *extra_files])
         return directory
     except Exception as error:  # several libraries raise their own types
         raise UserError(
-            f"{name_or_path}: no such directory, and the hub returned no model of that name: "
+            f"{name}: no such directory, and the hub returned no model of that name: "
             f"{_one_line(error)}"
         ) from None
 
