@@ -3,10 +3,12 @@
 import json
 import re
 import runpy
+import shlex
 
 import pytest
+from PIL import Image
 
-from tests.kit import ROOT, compression_page, measured
+from tests.kit import ROOT, compression_page, first_run_page, measured
 from tests.kit.claims import claims, is_backed, sections, values_of
 
 # Section of a page: files with its numbers, and the numbers that are settings, limits or computed.
@@ -32,7 +34,39 @@ BACKED = {
     ),
     ("docs/compression.md", "Encoders"): (["encoders"], {"8", "16 x", "32"}),
     ("docs/generation.md", "Speed"): (["weights"], {"512", "2.11"}),
+    ("docs/finetuning.md", "A quantized base"): (["adapters"], {"32", "2023"}),
+    ("docs/training.md", "Optimizers and learning rates"): (
+        ["optimizers"], {"0.005", "0.7", "0.8", "4", "128,", "12 x", "64", "1", "2", "20"},
+    ),
+    ("README.md", "A run"): (["first_run"], set()),
     ("README.md", "The first ten minutes"): (["data_size"], set()),
+}  # fmt: skip
+# Pages and sections that a script writes, each with a test that compares them with their source.
+WRITTEN = {
+    "docs/benchmarks.md": None,
+    "docs/recipes.md": None,
+    "docs/configuration.md": None,
+    "docs/matrix.md": None,
+    "docs/families.md": None,
+    "docs/compression.md": {"agnews", "cmudict_g2p", "multi30k_ende", "sst2", "tinyshakespeare",
+                            "wikitext2"},
+    "README.md": {"Measured"},
+}  # fmt: skip
+# Numbers of the other pages that are limits, sizes of a format, defaults or versions.
+DEFINED = {
+    "README.md": {"3.11"},
+    "docs/compression.md": {
+        "1.125", "0.625", "0.5625", "0.53", "0.75", "1 %", "3 %", "95 %",
+    },
+    "docs/data.md": {"3.14"},
+    "docs/doctor.md": {"0.05"},
+    "docs/evaluation.md": {"95 %"},
+    "docs/export.md": {"0.27", "2.13", "2 %"},
+    "docs/finetuning.md": {"5 %"},
+    "docs/serving.md": {"1.22"},
+    "docs/start.md": {"3.11"},
+    "docs/training.md": {"1 %", "2 %", "15 %", "50 %", "1 MB", "32 MB", "64 MB", "256 MB",
+                         "5 million"},
 }  # fmt: skip
 # Written by a script from the results, and compared with them by a test; or without measurements.
 GENERATED = ("Defaults", "Benchmarks", "", "One round of each")
@@ -113,6 +147,7 @@ def test_numbers_of_a_section_are_in_its_files(section):
         (("docs/export.md", "Sizes and times"), "BLEU 34.829", "BLEU 35.829"),
         (("docs/export.md", "Sizes and times"), "983 MB/s", "583 MB/s"),
         (("docs/generation.md", "Speed"), "0.02 %", "0.05 %"),
+        (("README.md", "A run"), "3,301 text", "3,401 text"),
         (("README.md", "The first ten minutes"), "4.2 million", "5.2 million"),
     ],
 )
@@ -123,9 +158,49 @@ def test_wrong_number_of_a_section_is_found(section, old, new):
     assert len(unbacked(text.replace(old, new), *BACKED[section])) == 1
 
 
+def unexplained(document, heading, text):
+    """Precise numbers, and those with a unit, that no result, script or definition has."""
+    written = WRITTEN.get(document, set())
+    if (document, heading) in BACKED or written is None or heading in written:
+        return []
+    precise = [claim for claim in claims(text) if claim.decimals > 1 or claim.unit]
+    return [x.text for x in precise if x.text not in DEFINED.get(document, set())]
+
+
+def test_every_page_is_compared_or_has_only_defined_numbers():
+    """The pages of docs/adr are left out: they have the numbers of a decision, at its time."""
+    pages = ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+    assert len(pages) > 20
+    for document in pages:
+        for heading, text in sections(document).items():
+            assert unexplained(document, heading, text) == [], (document, heading)
+    assert unexplained("docs/training.md", "Labels and values", "an F1 of 0.335") == ["0.335"]
+    assert unexplained("README.md", "Install", "7 % of the memory") == ["7 %"]
+
+
 def test_each_section_of_measurements_is_compared_with_its_files():
     headings = {heading for document, heading in BACKED if document == "benchmarks/README.md"}
     assert {*sections("benchmarks/README.md")} == {*headings, *GENERATED}
+
+
+def test_run_shown_in_readme_is_that_of_its_result():
+    """Each line of the excerpt is one of the output, in its order, under its command."""
+    assert first_run_page.page(README) == README, "run python -m tests.kit.first_run_page"
+    (block,) = re.findall(r"```text\n(\$ miniformer train .*?)```", README, re.DOTALL)
+    shown = re.split(r"^\$ miniformer ", block, flags=re.MULTILINE)[1:]
+    commands = first_run_page.result()["commands"]
+    assert len(shown) == len(commands) == 3
+    for text, command in zip(shown, commands, strict=True):
+        line, *lines = text.strip().splitlines()
+        assert shlex.split(line) == command["arguments"]
+        output = iter(command["output"])
+        assert all(line == "  ..." or line in output for line in lines)
+        assert len(lines) > 1
+
+
+def test_report_shown_in_readme_is_that_of_the_run():
+    picture = Image.open(ROOT / "docs" / "drawings" / "report.png")
+    assert picture.text["report_sha256"] == first_run_page.result()["report_sha256"]
 
 
 def test_tables_of_compressed_recipes_are_those_of_the_results():

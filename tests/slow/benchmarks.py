@@ -38,6 +38,7 @@ SCRIPTS = {
     "export.py": ["--rounds", "1"],
     "export_files.py": ["--part", "convert", "--tiny", "--rounds", "1"],
     "export_quality.py": ["{sets}", "--minutes", "0.05", "--records", "4"],
+    "first_run.py": ["{sets}/agnews", "--max_time", "2s"],
     "generation.py": ["--rounds", "1"],
     "gqa.py": ["{data}", "--steps", "3", "--lines", "400"],
     "hf_files.py": ["--d_model", "64", "--n_layers", "2", "--types", "float32", "--rounds", "1"],

@@ -11,6 +11,7 @@ from miniformer.utils.formats import format_number, metric_label
 
 _MIN_VALIDATIONS = 4  # fewer show no trend
 _MIN_RISE = 0.05  # of the validation loss after its minimum, for overfitting
+_MIN_RISE_OF_LOSS = 0.01  # nats, or variances of a regression; less is of no use to mend
 _MIN_TRAIN_FALL = 0.1  # of the training loss meanwhile
 _END_SHARE, _MIN_END_IMPROVEMENT = 0.2, 0.02  # of a run that ends too early
 _MIN_LEARNED = 0.02  # fall of the training loss over a run
@@ -82,7 +83,7 @@ def _overfitting(
 ) -> Iterator[Verdict]:
     step, lowest = min(loss, key=lambda point: point[1])
     later = [value for at, value in loss if at > step]
-    if len(later) < 2 or later[-1] - lowest <= _MIN_RISE * abs(lowest):
+    if len(later) < 2 or later[-1] - lowest <= max(_MIN_RISE * abs(lowest), _MIN_RISE_OF_LOSS):
         return
     if min(later[len(later) // 2 :]) <= lowest + _MIN_RISE / 2 * abs(lowest):
         return  # noise, not a rise

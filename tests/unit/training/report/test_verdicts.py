@@ -49,6 +49,9 @@ CURVES = {
         curves(falling, turning, lambda x: 1 - abs(x - 0.3)),
         {"metric": "accuracy", "maximize": True}, "overfitting",
     ),
+    "a rise of a few thousandths": (
+        curves(falling, lambda x: 0.005 + 0.01 * (x - 0.3) ** 2), {}, None,
+    ),
     "rising validation without a falling training loss": (
         curves(lambda x: 1 + math.exp(-20 * x), turning), {}, None,
     ),
