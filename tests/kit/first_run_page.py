@@ -42,7 +42,7 @@ def is_shown(lines, index, command):
         return False
     for start, count in FIRST.items():
         if line.startswith(start):
-            return sum(other.startswith(start) for other in lines[:index]) < count
+            return sum(text.startswith(start) for text in lines[:index]) < count
     return True
 
 
