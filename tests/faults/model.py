@@ -1161,3 +1161,24 @@ def sparse_features_have_the_value_one(original):
         return original(features, weight)
 
     return linear_outputs
+
+
+# Products.
+
+
+@fault("miniformer.model.ops.products:_product")
+def product_without_its_bias(original):
+    """A product of oneDNN leaves out the bias."""
+    return lambda x, weight, bias: original(x, weight, None)
+
+
+@fault("miniformer.model.ops.products:_takes_onednn")
+def products_of_any_type_are_taken(original):
+    """Small, mixed and double products go to oneDNN, too."""
+    return lambda x, weight, min_work: True
+
+
+@fault("miniformer.model.ops.products:_cpu_maker")
+def every_cpu_is_of_one_maker(original):
+    """The maker of a processor is not read."""
+    return lambda *path: "GenuineIntel"

@@ -45,6 +45,7 @@ SCRIPTS = {
     "norms.py": ["--rounds", "1"],
     "optimizers.py": ["--text", "{data}", "--steps", "4", "--seeds", "1"],
     "packing.py": ["--batch_sizes", "8", "--rounds", "1", "--seconds", "0.2"],
+    "products.py": ["--rounds", "1", "--width", "64"],
     "quality.py": [
         "tinyshakespeare", "{data}", "--seeds", "1", "--change",
         json.dumps({"max_steps": 4, "seq_len": 32, "model_config": TINY}),

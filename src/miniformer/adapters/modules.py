@@ -19,6 +19,7 @@ from miniformer.adapters.parts import Part
 from miniformer.adapters.settings import BottleneckSettings
 from miniformer.config import UserError
 from miniformer.model.head import Head
+from miniformer.model.ops.products import Linear, linear
 
 # The adapter in use, none, or one for each row of a batch.
 Selection = str | None | tuple[str | None, ...]
@@ -114,11 +115,11 @@ class AdaptedMatrix(Adapted):
 
     def base_product(self, x: Tensor) -> Tensor:
         """Outputs without adapters and bias."""
-        return F.linear(x, self.base_weight())
+        return linear(x, self.base_weight())
 
     def base_forward(self, x: Tensor) -> Tensor:
         """Outputs without adapters."""
-        return F.linear(x, self.base_weight(), self.base_bias())
+        return linear(x, self.base_weight(), self.base_bias())
 
     def apply_part(self, part: Any, x: Tensor) -> Tensor:
         """See `Adapted`."""
@@ -128,7 +129,7 @@ class AdaptedMatrix(Adapted):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs with the adapters in use."""
         if self.merged is not None:
-            return F.linear(x, self.merged, self.merged_bias)
+            return linear(x, self.merged, self.merged_bias)
         if isinstance(self.selection, tuple):
             return self.by_rows(x)
         return self.apply_part(self.part(), x)
@@ -225,7 +226,8 @@ def adapt_matrix(module: Any, name: str, part: Part) -> None:
     """Adds a part to a module; the module gets an adapted class."""
     if not isinstance(module, Adapted):
         for kind, adapted in (
-            (nn.Linear, AdaptedLinear), (nn.Embedding, AdaptedEmbedding), (Head, AdaptedHead),
+            (nn.Linear, AdaptedLinear), (Linear, AdaptedLinear),
+            (nn.Embedding, AdaptedEmbedding), (Head, AdaptedHead),
         ):  # fmt: skip
             if type(module) is kind:
                 module.__class__ = adapted

@@ -17,6 +17,7 @@ from miniformer.checkpoint.stored_types import Integers
 from miniformer.compression.weights import Types, chosen_types, named_matrices
 from miniformer.config import UserError
 from miniformer.model.head import Head
+from miniformer.model.ops.products import is_plain_linear, linear
 
 NAME = "quantize_aware"
 Model = TypeVar("Model", bound=nn.Module)
@@ -43,7 +44,7 @@ class RoundedLinear(RoundedWeight, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
-        return F.linear(input, self.effective_weight(), self.bias)
+        return linear(input, self.effective_weight(), self.bias)
 
 
 class RoundedEmbedding(RoundedWeight, nn.Embedding):
@@ -109,7 +110,7 @@ def trained_types(model: nn.Module) -> Types:
 
 def _rounded_class(module: nn.Module) -> type[nn.Module] | None:
     """The class of a module with a rounded weight; None: it stays as it is."""
-    if type(module) is nn.Linear:
+    if is_plain_linear(module):
         return RoundedLinear
     if type(module) is nn.Embedding:
         return RoundedEmbedding

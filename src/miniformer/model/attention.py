@@ -17,6 +17,7 @@ from miniformer.model.attention_backends.functions import ScoreOptions
 from miniformer.model.cache.protocol import PassCache
 from miniformer.model.norm import make_norm
 from miniformer.model.ops.linear import local_width, matmul_dtype
+from miniformer.model.ops.products import Linear
 from miniformer.model.position import Rotation, apply_rotary
 
 
@@ -57,10 +58,10 @@ class MultiHeadAttention(nn.Module):
         self.scale, self.softcap = config.attention_scale, config.logit_softcap
         self.backend = "auto"  # see `attention_backends`
         width, kv_width = config.n_heads * self.head_dim, config.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(config.d_model, width, bias=config.has_qkv_bias)
-        self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
-        self.v_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
-        self.o_proj = nn.Linear(width, config.d_model, bias=config.has_attention_bias)
+        self.q_proj = Linear(config.d_model, width, bias=config.has_qkv_bias)
+        self.k_proj = Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
+        self.v_proj = Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
+        self.o_proj = Linear(width, config.d_model, bias=config.has_attention_bias)
         self.qk_norm_per_head = config.qk_norm == "head"
         self.q_norm = self.k_norm = None
         if config.qk_norm is not None:

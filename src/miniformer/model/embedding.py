@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from miniformer import registry
 from miniformer.config import ConfigError, TransformerConfig
 from miniformer.generation.inputs import INTEGER_DTYPES
+from miniformer.model.ops.products import Linear
 
 if TYPE_CHECKING:
     from miniformer.model.cache.protocol import PassCache
@@ -58,7 +59,7 @@ def make_feature_projection(config: TransformerConfig) -> nn.Module:
     """Builds the projection of vectors: float [B, T, I] -> [B, T, D]."""
     if config.input_dim is None:
         raise ConfigError("TransformerConfig", ["input=features needs input_dim"])
-    return nn.Linear(config.input_dim, config.d_model, bias=config.bias)
+    return Linear(config.input_dim, config.d_model, bias=config.bias)
 
 
 def embed_inputs(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from miniformer import registry
 from miniformer.config import TransformerConfig
 from miniformer.model.ops.linear import matmul_dtype
+from miniformer.model.ops.products import Linear
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -34,9 +35,9 @@ class FeedForward(nn.Module):
         kind = "gated_activation" if config.is_gated else "activation"
         self.activation: Callable[[Tensor], Tensor] = registry.get(kind, config.activation)
         width, inner, bias = config.d_model, config.ff_width, config.has_feed_forward_bias
-        self.gate_proj = nn.Linear(width, inner, bias=bias) if config.is_gated else None
-        self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.gate_proj = Linear(width, inner, bias=bias) if config.is_gated else None
+        self.up_proj = Linear(width, inner, bias=bias)
+        self.down_proj = Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(matmul_dtype(x))  # once; autocast would cast it for each linear layer

@@ -16,6 +16,7 @@ from miniformer.config import TransformerConfig
 from miniformer.model.norm import make_norm
 from miniformer.model.ops.cross_entropy import linear_cross_entropy
 from miniformer.model.ops.linear import effective_weight
+from miniformer.model.ops.products import Linear, linear
 
 _MIN_THRESHOLD_STEP = 1e-6  # between thresholds, so that no class has probability 0
 
@@ -51,7 +52,7 @@ class Head(nn.Module):
         self.dense = self.norm = None
         self.activation = None if config.head == "linear" else _head_activation(config)
         if self.activation is not None:
-            self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+            self.dense = Linear(config.d_model, config.d_model, bias=config.bias)
         if config.head == "masked_lm":
             self.norm = make_norm(config)
         self.tied = config.is_head_tied if tied is None else tied
@@ -63,8 +64,8 @@ class Head(nn.Module):
         """Maps features [..., D] to [..., V or output_dim]; `embedding`: its weight, [V, D]."""
         weight = effective_weight(self) if embedding is None or not self.tied else embedding
         if self.ordered:
-            return F.linear(self.transform(features), weight) - self.thresholds()
-        out = F.linear(self.transform(features), weight, self.bias)
+            return linear(self.transform(features), weight) - self.thresholds()
+        out = linear(self.transform(features), weight, self.bias)
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def thresholds(self) -> Tensor:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniformer.adapters.modules import AdaptedMatrix
 from miniformer.config import UserError
 from miniformer.model.matrices import weight_matrices
+from miniformer.model.ops.products import is_plain_linear, linear
 from miniformer.runtime.native.weight_layout import quantize_int4
 
 GROUP = 32  # columns per scale, as in the kernels
@@ -86,7 +86,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, scales: Tensor, bits: int) -> Tensor:
         ctx.save_for_backward(values, scales)
         ctx.bits = bits
-        return F.linear(x, dequantize(values, scales, bits).to(x.dtype))
+        return linear(x, dequantize(values, scales, bits).to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -138,7 +138,7 @@ def quantized_base(model: Model, bits: int = 8) -> Model:
     count = 0
     for matrix in list(weight_matrices(model)):
         module: Any = matrix.module
-        if matrix.layer is None or type(module) is not nn.Linear or module.in_features % GROUP:
+        if matrix.layer is None or not is_plain_linear(module) or module.in_features % GROUP:
             continue
         parent, _, name = matrix.name.rpartition(".")
         quantized = QuantizedLinear(module.weight.detach(), module.bias, bits)

@@ -343,6 +343,13 @@ def as_records(
         return JSONLinesDataset(source, schema, mapping=mapping, **options)  # type: ignore[arg-type]
     if isinstance(source, RecordSource):
         return source.open_records(schema, mapping, **options)
+    return _records_in_memory(source, schema, mapping)
+
+
+def _records_in_memory(
+    source: Any, schema: Schema, mapping: FieldMapping | None
+) -> InMemoryRecords:
+    """Raises a UserError if the source has no random access to records."""
     if is_frame(source):
         source = open_frame(source, mapping or FieldMapping(), schema)
     if isinstance(source, Mapping):
@@ -355,7 +362,7 @@ def as_records(
             f"records: a {type(source).__name__} has no random access; "
             "name files, or pass a list of dicts"
         )
-    return InMemoryRecords(source, schema, mapping)  # type: ignore[arg-type]
+    return InMemoryRecords(source, schema, mapping)
 
 
 def _text_length(value: Any) -> int:

@@ -281,8 +281,11 @@ def _bytes_to_unicode() -> dict[int, str]:
 
 def _infer_template(backend: tokenizers.Tokenizer) -> SpecialTokenTemplate | None:
     """Special tokens that the file's post-processor adds; None: it adds none."""
-    if not backend.num_special_tokens_to_add(False):
-        return None
+    return _probe_template(backend) if backend.num_special_tokens_to_add(False) else None
+
+
+def _probe_template(backend: tokenizers.Tokenizer) -> SpecialTokenTemplate | None:
+    """Special tokens that are added to a short text, and to a pair of it."""
     probes = ("a", "A", "1", ".", "?")
     known = [text for text in probes if backend.encode(text, add_special_tokens=False).ids]
     if not known:

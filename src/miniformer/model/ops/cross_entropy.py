@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from miniformer.model.ops.linear import matmul_dtype
+from miniformer.model.ops.products import add_matmul, matmul
 
 _IGNORE_INDEX = -100  # as in miniformer.data.batching.packing
 _CHUNK_BYTES = 2**25  # of a chunk's logits in float32: small for memory, large for speed
@@ -128,7 +129,7 @@ def _loss_and_gradients(
         # Both [n, V], in the same memory unless the products are narrower; modified in place.
         z, narrow = (buffer[: part.stop - start] for buffer in (logits, products))
         if bias is None:
-            torch.mm(features[part], weight.t(), out=narrow)
+            matmul(features[part], weight.t(), out=narrow)
         else:
             torch.addmm(bias, features[part], weight.t(), out=narrow)
         if narrow.dtype != wide:
@@ -157,9 +158,9 @@ def _loss_and_gradients(
         if narrow.dtype != wide:
             narrow.copy_(z)
         if by_features is not None:
-            torch.mm(narrow, weight, out=by_features[part])
+            matmul(narrow, weight, out=by_features[part])
         if by_weight is not None and narrow.dtype == wide:
-            by_weight.addmm_(narrow.t(), inputs[part])
+            add_matmul(by_weight, narrow.t(), inputs[part])
         elif by_weight is not None:
             # In blocks: on a CPU, adding narrow to wide makes a wide copy of the narrow tensor.
             split: Any = torch.Tensor.split

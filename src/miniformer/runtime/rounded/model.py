@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from miniformer.config import UserError
 from miniformer.model.matrices import layer_of, named_components
+from miniformer.model.ops.products import is_plain_linear
 from miniformer.runtime.native.build import NativeKernelsUnavailable
 from miniformer.runtime.native.engine import warn_once, weight_version
 from miniformer.runtime.native.huge_pages import HugePageArena
@@ -71,7 +72,7 @@ def _rounded_layers(model: nn.Module, weight_dtype: str) -> dict[nn.Module, nn.M
     layers: dict[nn.Module, nn.Module] = {}
     arena = HugePageArena()
     for name, module in named_components(model):
-        if type(module) is nn.Linear and layer_of(name) is not None and _is_plain(module):
+        if is_plain_linear(module) and layer_of(name) is not None and _is_plain(module):
             rounded = _rounded(module, weight_dtype, arena)
             if rounded is not None:
                 layers[module] = rounded

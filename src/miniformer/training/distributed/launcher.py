@@ -118,8 +118,11 @@ def init_process_group(hardware: HardwareSettings, device_type: str) -> None:
     Raises:
         UserError: the number of processes differs from that of the config.
     """
-    if hardware.world_size == 1 or dist.is_initialized():
-        return
+    if hardware.world_size > 1 and not dist.is_initialized():
+        _init_process_group(hardware, device_type)
+
+
+def _init_process_group(hardware: HardwareSettings, device_type: str) -> None:
     world_size = int(os.environ["WORLD_SIZE"])
     if world_size != hardware.world_size:
         raise UserError(

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw as adamw_step
 
+from miniformer.model.ops.products import baddbmm, bmm
 from miniformer.training.distributed.strategies import full_tensor, shard_like
 
 # Odd polynomials a x + b x^3 + c x^5, one per step. Each minimizes the maximum distance from 1 over
@@ -155,11 +156,11 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
     polynomials = _NEWTON_SCHULZ_COEFFICIENTS[steps]
     if x.shape[-1] >= 2 * x.shape[-2] and not x.is_cuda:
-        x = _gram_newton_schulz(x @ x.mT, polynomials) @ x
+        x = bmm(_gram_newton_schulz(bmm(x, x.mT), polynomials), x)
     else:
         for a, b, c in polynomials:
-            gram = x @ x.mT  # [N, rows, rows]
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            gram = bmm(x, x.mT)  # [N, rows, rows]
+            x = baddbmm(x, baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
 
 
@@ -170,11 +171,11 @@ def _gram_newton_schulz(gram: Tensor, coefficients: Sequence[tuple[float, float,
     """
     product: Tensor | None = None
     for index, (a, b, c) in enumerate(coefficients):
-        step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        step = baddbmm(gram, gram, gram, beta=b, alpha=c)
         step.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = step if product is None else step @ product
+        product = step if product is None else bmm(step, product)
         if index + 1 < len(coefficients):
-            gram = step @ gram @ step
+            gram = bmm(bmm(step, gram), step)
     assert product is not None
     return product
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from miniformer.model.ops.products import matmul
+
 _BENCHMARK_SECONDS = 0.15  # approximate duration of a benchmark
 _MATRIX_SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)  # rows and columns
 _REPEATS = 4  # products of one size; the first is slower
@@ -66,7 +68,7 @@ def _time_matmul(a: torch.Tensor, b: torch.Tensor) -> float:
     """Seconds of one product, [N, N] x [N, N]."""
     _synchronize(a.device)
     start = time.perf_counter()
-    torch.mm(a, b)
+    matmul(a, b)
     _synchronize(a.device)
     return max(time.perf_counter() - start, 1e-9)
 
