@@ -77,3 +77,13 @@ def sparse_models_are_exported_as_dense(original):
         return model
 
     return sparse_attention
+
+
+@fault(f"{_TARGET}:best_blocks")
+def blocks_are_chosen_in_bf16(original):
+    """Products of queries and keys are rounded, under autocast too."""
+
+    def best_blocks(q, k, mask, size, count):
+        return original(q.bfloat16(), k.bfloat16(), mask, size, count)
+
+    return best_blocks

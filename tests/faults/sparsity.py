@@ -165,3 +165,30 @@ def teachers_of_other_classes_are_taken(original):
 def distillation_is_a_pass_of_its_own(original):
     """Terms do not see the pass of the task's loss."""
     return lambda self, model: model
+
+
+@fault("miniformer.compression.pruning.sparsity:input_moments")
+def infinite_inputs_are_calibration(original):
+    """Matrices whose inputs are infinite are pruned by magnitude, without a word."""
+
+    def input_moments(model, modules, data):
+        from miniformer.config import UserError
+
+        try:
+            return original(model, modules, data)
+        except UserError:
+            return {}
+
+    return input_moments
+
+
+@fault("miniformer.training.in_memory:ProgressCallback")
+def healing_shows_no_progress(original):
+    """A run in memory prints nothing between its start and its end."""
+
+    def callback(*args, **options):
+        import lightning as L
+
+        return L.Callback()
+
+    return callback

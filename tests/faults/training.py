@@ -1700,3 +1700,9 @@ def import_in_a_notebook_warns(original):
 def second_run_shares_a_folder(original):
     """Two processes may train in the same folder."""
     return lambda self, folder: folder
+
+
+@fault("miniformer.training.setup.run_folder:WORKER_SECONDS")
+def a_lock_does_not_wait_for_workers(original):
+    """A run that continues a killed one is refused while worker processes of that one end."""
+    return -1.0

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from miniformer.config import ConfigError, StrictConfig, UserError, option
+from miniformer.config import StrictConfig, UserError, option
 from miniformer.model.exit_policy import ExitPolicy
 from miniformer.utils.jsonl import read_json
 
@@ -71,8 +71,8 @@ def _read(path: Path) -> StoredExit:
         if isinstance(values, dict):
             fields = {field.name for field in dataclasses.fields(StoredExit)}
             if missing := sorted(fields - values.keys()):
-                raise UserError(f"{path}: {missing[0]} is missing; run calibrate-exit again")
+                raise UserError(f"{path}: {missing[0]} is missing")
         return StoredExit.from_dict(values, stored=True)
-    except (ConfigError, OSError, ValueError) as error:
-        message = str(error)
-        raise UserError(message if str(path) in message else f"{path}: {message}") from None
+    except (UserError, OSError, ValueError) as error:
+        message = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise UserError(f"{message}; remove the file, then run calibrate-exit again") from None

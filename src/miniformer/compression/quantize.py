@@ -135,6 +135,8 @@ def quantize(
     for name, value in (("data", data), ("calibrate", calibrate), *fields.items()):
         if value is not None and pipeline is None:
             raise UserError(f"{name} needs a model with its task: a Pipeline or its directory")
+    if fields and data is calibrate is None:
+        raise UserError(f"{next(iter(fields))} is for data and calibrate; leave it out")
     _check_calibration(to, calibrate, method)
     limit = None if budget is None else parse_budget(budget)
     if limit is not None and data is None:

@@ -24,6 +24,7 @@ from miniformer.config.train_settings import OptimizationSettings
 from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.early_stopping import EarlyStopping
 from miniformer.training.callbacks.interrupt import InterruptCallback
+from miniformer.training.callbacks.progress import ProgressCallback
 from miniformer.training.callbacks.stop_request import StopRequests
 from miniformer.training.callbacks.validation import (
     BestModelCheckpoint,
@@ -101,7 +102,7 @@ def train_in_memory(
         start: model, tokenizer and task to start from, which stay as they are; or an earlier
             result, with its optimizer state. None: a new model.
         optimizer_state: state of an optimizer with the same parameters; None: that of `start`.
-        console: output for messages; None: no output.
+        console: output for messages and progress; None: no output.
         callbacks: additional Lightning callbacks, or functions that return one.
         records: records in memory by the name of the path that they replace.
 
@@ -183,6 +184,11 @@ class _Training:
         self.interrupt = InterruptCallback()
         own = [_OptimizerStart(optimizer_state), BudgetStopping(budget, console.print), schedule]
         own += [_History(self.validations), self.best, self.averaging, stopping]
+        if not console.quiet:
+            steps = limits.max_total_steps(config, run.data)
+            own.append(
+                ProgressCallback(budget, None, console, metric=run.metric, total_steps=steps)
+            )
         own += [WideMix()] if getattr(run.model, "wide_head", None) is not None else []
         users = builders.build_callbacks(callbacks, config.all_callbacks())
         with builders.suppress_lightning_hints():

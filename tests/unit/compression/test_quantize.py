@@ -224,6 +224,8 @@ def test_what_is_refused(pipelines, tmp_path):
         miniformer.quantize(3, out, to="int8")
     with pytest.raises(UserError, match="data needs a model with its task"):
         miniformer.quantize(model, out, to="int8", data="x.jsonl")
+    with pytest.raises(UserError, match="input_field is for data and calibrate; leave it out"):
+        miniformer.quantize(pipelines["decoder"], out, to="int8", input_field="x")
     with pytest.raises(UserError, match="no matrix has a multiple of 32 inputs"):
         miniformer.quantize(tiny_model(d_ff=24), out, to="int4")
     with registered():

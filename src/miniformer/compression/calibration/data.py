@@ -108,6 +108,9 @@ def input_moments(
 
     Returns:
         By name of the layers that were called, float64 [I, I].
+
+    Raises:
+        UserError: an input is not finite, or too large for its square.
     """
     sums: dict[str, Tensor] = {}
     called: set[str] = set()
@@ -137,6 +140,12 @@ def input_moments(
             hooks.callback(module.register_forward_pre_hook(hook_of(name)).remove)
             hooks.callback(module.register_forward_hook(after).remove)
         data.run(model)
+    for name, total in sums.items():
+        if not total.isfinite().all():
+            raise UserError(
+                f"calibrate: {name} has inputs on these records that are not finite, or too large; "
+                "train the model again"
+            )
     return sums
 
 

@@ -8,17 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import UserError
-from miniformer.data.reading.records import as_records
+from miniformer.data.reading.records import Records, as_records
 from miniformer.tasks.embedding import EmbeddingTask
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+def healing_records(pipeline: Pipeline, data: Any) -> Records:
+    """Labeled records on which a model is trained.
+
+    Args:
+        pipeline: the model with its task.
+        data: files or records in memory.
+
+    Raises:
+        UserError: a record is of another task, or the task has no labels.
+    """
+    if isinstance(pipeline.task, EmbeddingTask):
+        raise UserError("heal: a model for embedding has no labels; leave heal out")
+    try:
+        mapping = pipeline.data_settings.mapping()
+        records = as_records(data, pipeline.task.schema, mapping=mapping)
+        records[0]  # reports another task before parts or weights are chosen
+        return records
+    except UserError as error:
+        raise UserError(f"heal: {error} (task {pipeline.task.name})") from None
+
+
 def healed_model(
     pruned: Pipeline,
     teacher: Pipeline,
-    data: Any,
+    records: Records,
     steps: int | None = None,
     *,
     has_zeros: bool = False,
@@ -29,19 +50,16 @@ def healed_model(
     Args:
         pruned: the model with its task; it is not changed.
         teacher: the model that it was made of; it is not changed.
-        data: labeled records.
+        records: see `healing_records`.
         steps: optimizer steps; None: one pass over the records.
         has_zeros: zeros of linear layers stay zero.
-        console: output for messages; None: it prints nothing.
+        console: output for messages and progress; None: it prints nothing.
 
     Raises:
-        UserError: a record is of another task, or the task has no labels.
+        UserError: the loss becomes NaN or infinite.
     """
     from miniformer.training.api import train
 
-    if isinstance(pruned.task, EmbeddingTask):
-        raise UserError("heal: a model for embedding has no labels; leave heal out")
-    records = as_records(data, pruned.task.schema, mapping=pruned.data_settings.mapping())
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "teacher"
         teacher.save(directory)

@@ -83,6 +83,7 @@ def taylor_scores(pipeline: Pipeline, data: Any) -> tuple[Scores, Scores]:
                 change = products.abs().sum(0)
                 scores[path] = scores[path] + change if path in scores else change
             inputs.clear()
+    _check_finite(scores)
     return (
         {path: score for path, score in scores.items() if path in heads},
         {path: score for path, score in scores.items() if path not in heads},
@@ -139,7 +140,17 @@ def layer_scores(pipeline: Pipeline, data: Any) -> Scores:
         for batch in record_batches(pipeline, data):
             masks = _real_positions(batch, pipeline.task.token_tensors)
             pipeline.task.loss(model, batch)
+    _check_finite(sums)
     return {path: sums[path] / max(counts[path], 1) for path in parts}
+
+
+def _check_finite(scores: Scores) -> None:
+    for path, score in scores.items():
+        if not score.isfinite().all():
+            raise UserError(
+                f"remove: {path or 'the model'} has values on these records that are not finite; "
+                "train the model again"
+            )
 
 
 def _real_positions(batch: Batch, declared: Mapping[str, str]) -> dict[str, Tensor | None]:

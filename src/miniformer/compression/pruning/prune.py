@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from miniformer.checkpoint.directory import require_empty
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.compression.calibration.data import CalibrationData
-from miniformer.compression.pruning.healing import healed_model
+from miniformer.compression.pruning.healing import healed_model, healing_records
 from miniformer.compression.pruning.removal import remove_parts
 from miniformer.compression.pruning.request import choose_method, parse_removal, parse_sparsity
 from miniformer.compression.pruning.sparsity import Zeros, count_zeros, sparse_model
@@ -106,7 +106,7 @@ def prune(
         heal: labeled records, such as those of training, on which the pruned model is trained by
             distillation from the model; zeros stay zero. None: it is not trained.
         steps: optimizer steps of `heal`; None: one pass over its records.
-        console: output for the messages of `heal`; None: it prints nothing.
+        console: output for the messages and progress of `heal`; None: it prints nothing.
         **fields: fields of `FieldSettings` for all records, such as input_field="text".
 
     Raises:
@@ -117,7 +117,7 @@ def prune(
     parts = {} if remove is None else parse_removal(remove)
     zeros = None if sparsity is None else parse_sparsity(sparsity)
     records = data if calibrate is None else calibrate
-    if remove is None and zeros is None:
+    if not parts and zeros is None:
         raise UserError(
             "prune needs remove or sparsity: remove=ffn=0.5 makes a smaller model, sparsity=0.5 "
             "one with zeros"
@@ -126,6 +126,8 @@ def prune(
         raise UserError("method is for sparsity; leave it out")
     if zeros is not None:
         method = choose_method(method, has_records=records is not None)
+    if method == "magnitude" and calibrate is not None and not parts:
+        raise UserError("calibrate has no effect with method=magnitude; leave one of them out")
     if steps is not None and (heal is None or steps < 1):
         problem = "needs heal" if heal is None else "must be at least 1"
         raise UserError(f"steps={steps} {problem}: the number of optimizer steps of heal")
@@ -139,8 +141,12 @@ def prune(
     ):  # fmt: skip
         if value is not None and pipeline is None:
             raise UserError(f"{name} needs a model with its task: a Pipeline or its directory")
+    if fields and data is calibrate is heal is None:
+        raise UserError(f"{next(iter(fields))} is for data, calibrate and heal; leave it out")
     _check_model(original)
     reader = None if pipeline is None else with_fields(pipeline, fields)
+    if reader is not None and heal is not None:
+        heal = healing_records(reader, heal)
     calibration = None
     if reader is not None and zeros is not None and method != "magnitude":
         calibration = CalibrationData(reader, records)

@@ -51,13 +51,15 @@ def _number(name: str, value: Any) -> float:
         closest = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {closest[0]!r}?" if closest else ""
         raise UserError(f"remove: {name!r} is none of {', '.join(known)}{hint}")
+    if value == "":
+        raise UserError(f"remove: {name} has no value, such as {name}=0.5 or layers=2")
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
     if name in SHARES and not 0 < number < 1:
         raise UserError(f"remove: {name} must be a share between 0 and 1, such as 0.5, not {value}")
-    if name in COUNTS and (not number >= 1 or number != int(number)):
+    if name in COUNTS and not (number >= 1 and number.is_integer()):
         raise UserError(f"remove: {name} must be a number of layers from 1, not {value}")
     return number
 

@@ -79,7 +79,8 @@ def best_blocks(q: Tensor, k: Tensor, mask: AttentionMask, size: int, count: int
     num_blocks = -(-num_keys // size)
     blocks = (positions // size).masked_fill(~visible, num_blocks)  # the last one is no block
     keys = k.repeat_interleave(heads // k.shape[1], 1)  # [B, H, S, E]
-    products = (q.float() @ keys.float().transpose(-1, -2)).masked_fill(~visible, 0.0)
+    with torch.autocast(q.device.type, enabled=False):  # it would round the products
+        products = (q.float() @ keys.float().transpose(-1, -2)).masked_fill(~visible, 0.0)
     per_head = blocks.expand(-1, heads, -1, -1)
     shape = (batch, heads, length, num_blocks + 1)
     sums = products.new_zeros(shape).scatter_add_(-1, per_head, products)

@@ -52,7 +52,7 @@ class ProgressCallback(L.Callback):
 
     Args:
         budget: the run's limits.
-        path: JSON Lines file for the metrics.
+        path: JSON Lines file for the metrics; None: they are not written.
         console: prints the progress.
         flops_per_batch: training FLOPs of a batch; None: unknown.
         peak_flops: peak FLOP/s of all devices; None: not measured.
@@ -65,7 +65,7 @@ class ProgressCallback(L.Callback):
     def __init__(
         self,
         budget: Budget,
-        path: Path,
+        path: Path | None,
         console: Console,
         *,
         flops_per_batch: Callable[[Batch], float] | None = None,
@@ -177,7 +177,8 @@ class ProgressCallback(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._recorded_progress = state["written"]
-        self.rows = read_rows(self.path, state["rows"], truncate=self.is_global_zero)
+        if self.path is not None:
+            self.rows = read_rows(self.path, state["rows"], truncate=self.is_global_zero)
 
     def summary(self, trainer: L.Trainer, module: Any) -> str:
         """One line about the run: tokens, seconds, padding and time waiting for data."""
@@ -199,7 +200,8 @@ class ProgressCallback(L.Callback):
         self.rows.append({**row, **metrics})
         if not self.is_global_zero:
             return
-        append_row(self.path, self.rows[-1])
+        if self.path is not None:
+            append_row(self.path, self.rows[-1])
         extra = {n: value for n, value in metrics.items() if not n.startswith(_LOGGED_BY_MODULE)}
         for logger in trainer.loggers if extra else ():
             logger.log_metrics(extra, step=trainer.global_step)

@@ -7,8 +7,10 @@ import errno
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from miniformer.config import UserError
 from miniformer.training.distributed.launcher import rank
@@ -20,6 +22,7 @@ from miniformer.utils.atomic import write_json
 
 _NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 LOCK_FILE = ".lock"  # has the process that trains in the folder
+WORKER_SECONDS = 20.0  # wait for the worker processes of a killed one, which end within seconds
 
 
 @contextlib.contextmanager
@@ -115,27 +118,42 @@ class RunLock:
         import fcntl  # not on every system
 
         path = folder / LOCK_FILE
+        deadline = time.monotonic() + WORKER_SECONDS
         with contextlib.suppress(FileNotFoundError, PermissionError):  # later steps name these
-            file = self._files.enter_context(path.open("a+", encoding="utf-8"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                if not _is_killed(owner := file.read().strip()):
-                    self._files.close()
-                    raise UserError(
-                        f"{folder}: the process {owner or 'of another run'} is training in this "
-                        "folder; wait until it ends, or leave resume out for a new run"
-                    ) from None
-            except OSError:  # no locks here
-                path.unlink(missing_ok=True)
-                return folder
+            while True:
+                file = path.open("a+", encoding="utf-8")
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if _is_at(file, path):
+                        break
+                    file.close()  # its process has removed it since
+                except BlockingIOError:
+                    file.seek(0)
+                    owner = file.read().strip()
+                    file.close()
+                    if not _is_killed(owner) or time.monotonic() > deadline:
+                        self._files.close()
+                        raise UserError(
+                            f"{folder}: the process {owner or 'of another run'} is training in "
+                            "this folder; wait until it ends, or leave resume out for a new run"
+                        ) from None
+                    time.sleep(0.1)
+                except OSError:  # no locks here
+                    file.close()
+                    path.unlink(missing_ok=True)
+                    return folder
+            self._files.enter_context(file)
             self._files.callback(fcntl.flock, file, fcntl.LOCK_UN)  # for worker processes, too
             self._files.callback(path.unlink, missing_ok=True)
             file.truncate(0)
             file.write(f"{os.getpid()} on {platform.node()}\n")
             file.flush()
         return folder
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    """True if an open file is the one at a path."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _is_killed(owner: str) -> bool:

@@ -1,6 +1,7 @@
 """Healing of pruned models."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import miniformer
 from miniformer import Pipeline, UserError, cli
 from miniformer.model.matrices import weight_matrices
 from miniformer.tasks.embedding import EmbeddingTask
+from miniformer.training.callbacks import progress
 from tests.kit import tiny_model
 from tests.unit.compression.conftest import TOKENIZER, texts
 
@@ -34,7 +36,9 @@ def test_a_sparse_model_heals_with_the_same_zeros(trained, tmp_path):
     assert not models[1].transforms
 
 
-def test_the_command_heals_a_narrow_model(trained, tmp_path, capsys):
+@pytest.mark.catches("healing_shows_no_progress")
+def test_the_command_heals_a_narrow_model(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_LINE_INTERVAL_SECONDS", 0.0)
     trained.save(tmp_path / "model")
     for name, records in (("train", RECORDS), ("val", VAL)):
         lines = "".join(json.dumps(record) + "\n" for record in records)
@@ -46,6 +50,7 @@ def test_the_command_heals_a_narrow_model(trained, tmp_path, capsys):
     out = miniformer.load(tmp_path / "out")
     loss = out.evaluate(VAL, num_resamples=0).metrics["loss"]
     assert f" pruned, {loss:.5f} healed (" in text
+    assert re.search(r"^ *50%  epoch .*  step 10/20  loss \d", text, re.MULTILINE)
     assert out.model.config.ff_width == 32
 
 

@@ -300,6 +300,8 @@ def test_the_command(pipelines, tmp_path, capsys):
         ("ffn=0", "ffn must be a share between 0 and 1"),
         ("ffn=half", "ffn must be a share between 0 and 1, such as 0.5, not half"),
         ("layers=1.5", "layers must be a number of layers from 1, not 1.5"),
+        ("layers=inf", "layers must be a number of layers from 1, not inf"),
+        ("heads", "heads has no value, such as heads=0.5"),
         ("head=0.5", "'head' is none of heads, ffn, .*; did you mean 'heads'"),
         ("ffn=0.5,ffn=0.2", "ffn is given twice"),
         ("layers=1,decoder_layers=1", "layers is of both stacks; leave it out"),

@@ -1,5 +1,6 @@
 """Models with zeros: which matrices, how many, and by which inputs."""
 
+import copy
 import json
 
 import pytest
@@ -28,8 +29,9 @@ def linear_weights(model):
 @pytest.mark.parametrize("sparsity", [0.5, "2:4"])
 def test_zeros_are_counted_exactly(method, sparsity, trained, tmp_path):
     before = {name: x.clone() for name, x in trained.model.state_dict().items()}
+    records = {} if method == "magnitude" else {"calibrate": RECORDS}
     result = miniformer.prune(
-        trained, tmp_path / "out", sparsity=sparsity, method=method, calibrate=RECORDS
+        trained, tmp_path / "out", sparsity=sparsity, method=method, **records
     )
     model = miniformer.load(tmp_path / "out").model
     weights = linear_weights(model)
@@ -149,6 +151,10 @@ def test_the_command(trained, tmp_path, capsys):
         ({"sparsity": 0.5, "method": "wanda", "calibrate": RECORDS[:31]}, "31 records, and 32 are"),
         ({"sparsity": 0.5, "calibrate": [{"input": "x"}] * 40}, "task language_modeling"),
         ({"remove": "ffn=0.5", "method": "wanda"}, "method is for sparsity"),
+        ({"sparsity": 0.5, "method": "magnitude", "calibrate": RECORDS}, "calibrate has no effect"),
+        ({"sparsity": 0.5, "text_field": "text"}, "text_field is for data, calibrate and heal"),
+        ({"sparsity": 0.5, "heal": [{"input": "x"}]}, "heal: .*'text'.*task language_modeling"),
+        ({"remove": {}}, "prune needs remove or sparsity"),
         ({"sparsity": 0.5, "steps": 5}, "steps=5 needs heal"),
         ({"sparsity": 0.5, "heal": RECORDS, "steps": 0}, "steps=0 must be at least 1"),
     ],
@@ -169,4 +175,25 @@ def test_models_that_are_refused(trained, tmp_path):
     broken.layers[1].attention.k_proj.weight.data[0, 0] = float("nan")
     with pytest.raises(UserError, match=r"layers.1.attention.k_proj.*: has weights that are not"):
         miniformer.prune(broken, tmp_path / "out", sparsity=0.5)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.catches("infinite_inputs_are_calibration")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": 0.5, "method": "wanda"},
+        {"sparsity": 0.5, "method": "sparsegpt"},
+        {"remove": "ffn=0.5"},
+        {"remove": "layers=1"},
+    ],
+)
+def test_records_with_infinite_inputs_are_refused(options, trained, tmp_path):
+    broken = Pipeline(copy.deepcopy(trained.model), TOKENIZER, trained.task)
+    broken.model.layers[0].feed_forward.up_proj.weight.data.mul_(1e38)
+    with pytest.raises(UserError, match=r"(inputs|values) on these records that are not finite"):
+        miniformer.prune(broken, tmp_path / "out", calibrate=RECORDS, **options)
+    if "method" in options:
+        with pytest.raises(UserError, match="that are not finite, or too large"):
+            miniformer.quantize(broken, tmp_path / "out", to="int4", calibrate=RECORDS)
     assert not (tmp_path / "out").exists()

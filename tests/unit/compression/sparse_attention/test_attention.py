@@ -74,6 +74,19 @@ def test_blocks_are_those_of_plain_loops(seed, causal, size, count):
     assert torch.equal(result & real, expected)
 
 
+@pytest.mark.catches("blocks_are_chosen_in_bf16")
+def test_autocast_changes_no_block():
+    dice = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, heads, 64, 16, generator=dice) for heads in (4, 2))
+    mask = make_mask(make_visibility(2, 64, causal=True, device=q.device), explicit=True)
+    expected = best_blocks(q, k, mask, 4, 3)
+    model = sparse(n_layers=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(best_blocks(q, k, mask, 4, 3), expected)
+        model(torch.randint(model.config.vocab_size, (2, 12))).sum().backward()
+    assert model.layers[0].attention.q_proj.weight.grad.isfinite().all()
+
+
 @pytest.mark.catches("queries_of_sparse_attention_are_scaled")
 @pytest.mark.parametrize("name", MODELS)
 def test_all_blocks_are_dense_attention(name):

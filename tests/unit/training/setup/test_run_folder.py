@@ -4,10 +4,12 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from miniformer.config import UserError
+from miniformer.training.setup import run_folder
 from miniformer.training.setup.run_folder import LOCK_FILE, RunLock, create_run_folder
 
 # A process with a lock of its own, without this package, until its input ends.
@@ -75,15 +77,46 @@ def test_file_system_without_locks_has_none(tmp_path, monkeypatch):
         assert not (tmp_path / LOCK_FILE).exists()
 
 
-def test_lock_of_the_workers_of_a_killed_process_is_passed_over(tmp_path):
+@pytest.mark.catches("a_lock_does_not_wait_for_workers")
+def test_lock_waits_for_the_workers_of_a_killed_process(tmp_path, monkeypatch):
     gone = subprocess.Popen([sys.executable, "-I", "-S", "-c", ""])
     gone.wait()
     process, line = hold(tmp_path, f"{gone.pid} on {platform.node()}")
     assert line == "locked"
+    threading.Timer(0.5, process.communicate).start()
     with RunLock(str(tmp_path)):
+        process.wait()
+        newcomer, line = hold(tmp_path)
+        assert line == ""
+        newcomer.communicate()
+    process, line = hold(tmp_path, f"{gone.pid} on {platform.node()}")
+    monkeypatch.setattr(run_folder, "WORKER_SECONDS", 0.2)
+    with pytest.raises(UserError, match="is training in this folder"), RunLock(str(tmp_path)):
         pass
     process.communicate()
-    process, line = hold(tmp_path, f"{os.getpid()} on {platform.node()}")
+
+
+def test_folder_whose_lock_file_is_removed_meanwhile_is_locked(tmp_path, monkeypatch):
+    """The process that ends removes the file that another one has opened."""
+    import fcntl
+
+    lock, calls = fcntl.flock, []
+
+    def remove_first(*args):
+        lock(*args)
+        if not calls:
+            (tmp_path / LOCK_FILE).unlink()
+        calls.append(args)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with RunLock(str(tmp_path)):
+        process, line = hold(tmp_path)
+        assert line == ""
+        process.communicate()
+
+
+def test_lock_of_a_process_that_runs_is_respected(tmp_path):
+    process, _ = hold(tmp_path, f"{os.getpid()} on {platform.node()}")
     with pytest.raises(UserError, match="is training in this folder"), RunLock(str(tmp_path)):
         pass
     process.communicate()
