@@ -149,11 +149,15 @@ def stored_types_are_not_decoded(original):
     """Weights have the values of their integers, without scales."""
 
     def decode_weights(model, stored, entries, path):
+        import functools
+
         import torch
 
         ones = {
-            name: torch.ones_like(tensor) if name.endswith(".scale") else tensor
-            for name, tensor in stored.items()
+            name: source._replace(read=functools.partial(torch.ones, source.shape))
+            if name.endswith(".scale")
+            else source
+            for name, source in stored.items()
         }
         return original(model, ones, entries, path)
 
@@ -211,3 +215,44 @@ def runs_do_not_name_their_packages(original):
 def hub_omits_extra_files(original):
     """Further files of a model stay on the hub."""
     return lambda directory: []
+
+
+@fault("miniformer.model.weight_file:assign_weights")
+def weights_of_a_part_are_lost(original):
+    """Only the last tensors that are read reach the model."""
+
+    def assign_weights(model, sources):
+        import torch
+
+        from miniformer.model import weight_file
+
+        small = weight_file._PART_BYTES < 2**20
+        names = list(model.state_dict())
+        lost = set(names[: len(names) // 2]) if small else set()
+        original(
+            model,
+            {
+                name: source._replace(read=lambda x=source: torch.zeros(x.shape, dtype=x.dtype))
+                if name in lost
+                else source
+                for name, source in sources.items()
+            },
+        )
+
+    return assign_weights
+
+
+@fault("miniformer.model.pretrained:open_weights")
+def weights_of_a_file_are_read_twice(original):
+    """The whole file is in memory while the model gets its weights."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def open_weights(path):
+        with original(path) as sources:
+            tensors = {name: source.read() for name, source in sources.items()}
+            yield {
+                name: source._replace(read=tensors[name].clone) for name, source in sources.items()
+            }
+
+    return open_weights

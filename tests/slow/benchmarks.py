@@ -42,6 +42,9 @@ SCRIPTS = {
     "generation.py": ["--rounds", "1"],
     "gqa.py": ["{data}", "--steps", "3", "--lines", "400"],
     "hf_files.py": ["--d_model", "64", "--n_layers", "2", "--types", "float32", "--rounds", "1"],
+    "loading.py": [
+        "--d_model", "64", "--n_layers", "1", "--vocab", "64", "--rounds", "1", "--tokens", "4",
+    ],
     "norms.py": ["--rounds", "1"],
     "optimizers.py": ["--text", "{data}", "--steps", "4", "--seeds", "1"],
     "packing.py": ["--batch_sizes", "8", "--rounds", "1", "--seconds", "0.2"],

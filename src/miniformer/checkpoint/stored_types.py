@@ -81,10 +81,14 @@ class Integers:
         """
         cls.shape(tensors, bits, group)
         values, scales = tensors["values"], tensors["scales"]
+        # Made before the temporary tensors, so that these are not between the matrices in memory.
+        weight = torch.empty(len(scales), scales.shape[1] * group, device=scales.device)
         if bits == 4:
-            values = torch.stack((values & 15, values >> 4), 2).flatten(1).to(torch.int8) - 8
-        groups = values.float().view(*scales.shape, group)
-        weight: Tensor = groups.mul_(scales[..., None]).flatten(1)
+            weight[:, ::2], weight[:, 1::2] = values & 15, values >> 4
+            weight -= 8
+        else:
+            weight.copy_(values)
+        weight.view(*scales.shape, group).mul_(scales[..., None])
         return weight
 
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig, UserError
@@ -25,6 +24,7 @@ from miniformer.model.config_file import (
     write_files,
 )
 from miniformer.model.hub import resolve_directory, upload_directory
+from miniformer.model.weight_file import assign_weights, empty_model, open_weights
 from miniformer.utils.atomic import atomic_path, write_json
 
 
@@ -123,20 +123,32 @@ class PretrainedMixin:
             raise UserError(
                 f"{directory}/config.json: holds a {description.architecture}, not a {cls.__name__}"
             )
-        model = cls(description.config)  # type: ignore[call-arg]
+        model: Self = _make_model(cls, description)
+        if description.files:
+            model.extra_files = {name: directory / name for name in description.files}
+        _read_weights(model, directory, is_quantized=description.is_quantized)
         assert isinstance(model, nn.Module)
-        if description.transforms:
-            from miniformer.model.transforms import apply_transforms
+        return model.eval()
 
-            model = apply_transforms(model, description.transforms)
-        path = directory / "model.safetensors"
-        try:
-            weights = load_file(path)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; a model directory needs its weights") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: not a readable safetensors file: {error}") from None
-        if description.is_quantized:
+
+def _make_model(model_class: Any, description: ModelDescription) -> Any:
+    """The described model before it has its weights."""
+    if not description.transforms:
+        return empty_model(lambda: model_class(description.config))
+    from miniformer.model.transforms import apply_transforms
+
+    return apply_transforms(model_class(description.config), description.transforms)
+
+
+def _read_weights(model: Any, directory: Path, *, is_quantized: bool) -> None:
+    """Reads the weights of a model, and the types in which they are stored.
+
+    Raises:
+        UserError: a file is missing or broken, or is that of another model.
+    """
+    path = directory / "model.safetensors"
+    with open_weights(path) as weights:
+        if is_quantized:
             from miniformer.model import weight_storage
 
             entries = weight_storage.read_entries(directory / STORAGE_FILE)
@@ -144,10 +156,8 @@ class PretrainedMixin:
                 model, weights, entries, directory / STORAGE_FILE
             )
             model.weight_storage = weight_storage.types_of(entries)
-        if description.files:
-            model.extra_files = {name: directory / name for name in description.files}
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        actual = {name: source.shape for name, source in weights.items()}
         if expected != actual:
             names = sorted({name for name, _ in expected.items() ^ actual.items()})
             raise UserError(
@@ -155,11 +165,10 @@ class PretrainedMixin:
                 f"{names[0]!r}: config {expected.get(names[0], 'none')}, "
                 f"file {actual.get(names[0], 'none')}"
             )
-        types = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+        types = {source.dtype for source in weights.values() if source.dtype.is_floating_point}
         if len(types) == 1:
             model.to(types.pop())
-        model.load_state_dict(weights)
-        return model.eval()
+        assign_weights(model, weights)
 
 
 def refuse_shared_tensors(weights: dict[str, Tensor]) -> None:

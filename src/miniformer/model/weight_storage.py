@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from miniformer import registry
 from miniformer.config import UserError
 from miniformer.model.matrices import WeightMatrix, named_components, weight_matrices
+from miniformer.model.weight_file import WeightSource
 from miniformer.utils.jsonl import read_json
 
 Entries = dict[str, dict[str, Any]]
@@ -95,9 +96,11 @@ def encode_weights(
 
 
 def decode_weights(
-    model: nn.Module, stored: Mapping[str, Tensor], entries: Entries, path: Path
-) -> dict[str, Tensor]:
-    """Decodes the tensors of a file to a `state_dict`; the inverse of `encode_weights`.
+    model: nn.Module, stored: Mapping[str, WeightSource], entries: Entries, path: Path
+) -> dict[str, WeightSource]:
+    """The tensors of a `state_dict`, which are decoded when they are read.
+
+    The inverse of `encode_weights`.
 
     Args:
         model: the model, whose weights are not used.
@@ -106,9 +109,10 @@ def decode_weights(
         path: that file, for messages.
 
     Raises:
-        UserError: an entry has no matrix, its type is unknown or cannot be decoded.
+        UserError: an entry has no matrix or no tensor, or its type is unknown; or when it is read,
+            it cannot be decoded.
     """
-    weights, stacks = dict(stored), dict[str, list[Tensor]]()
+    weights, stacks = dict(stored), dict[str, list[WeightSource]]()
     matrices = {matrix.name: matrix for matrix in _stored_matrices(model)}
     if unknown := [name for name in entries if name not in matrices]:
         name = unknown[0][:_LONGEST_REASON]
@@ -118,7 +122,7 @@ def decode_weights(
         if matrix.parameter is None or matrix.parameter_name not in divided:
             continue
         if name in entries:
-            weight = _decode(matrix, entries[name], weights, path)
+            weight = _decoded(matrix, entries[name], weights, path)
         elif name in weights:
             weight = weights.pop(name)
         else:
@@ -127,7 +131,7 @@ def decode_weights(
             weights[matrix.parameter_name] = weight
         else:
             stacks.setdefault(matrix.parameter_name, []).append(weight)
-    return weights | {name: torch.stack(parts) for name, parts in stacks.items()}
+    return weights | {name: _stacked(parts) for name, parts in stacks.items()}
 
 
 def read_entries(path: Path) -> Entries:
@@ -181,31 +185,50 @@ def _storage(entry: Mapping[str, Any], label: str) -> tuple[Any, dict[str, Any]]
         raise UserError(f"{label}: {error}") from None
 
 
-def _decode(
-    matrix: WeightMatrix, entry: dict[str, Any], weights: dict[str, Tensor], path: Path
-) -> Tensor:
-    """Decodes a matrix, and removes its tensors from `weights`.
-
-    Its size is checked before it is decoded, if the type has a method `shape`.
-    """
-    name, shape = matrix.name, matrix.weight.shape
-    storage, options = _storage(entry, f"{path}: {name}")
-    parts: dict[str, Tensor] = {}
+def _decoded(
+    matrix: WeightMatrix, entry: dict[str, Any], weights: dict[str, WeightSource], path: Path
+) -> WeightSource:
+    """A matrix that is decoded when it is read; its tensors are removed from `weights`."""
+    storage, options = _storage(entry, f"{path}: {matrix.name}")
+    parts: dict[str, WeightSource] = {}
     for part in entry["tensors"]:
-        if f"{name}.{part}" not in weights:
-            missing = f"{name}.{part}"[:_LONGEST_REASON]
-            raise UserError(f"{path}: {name}: the file has no tensor {missing!r}")
-        parts[part] = weights.pop(f"{name}.{part}")
+        name = f"{matrix.name}.{part}"
+        if name not in weights:
+            missing = name[:_LONGEST_REASON]
+            raise UserError(f"{path}: {matrix.name}: the file has no tensor {missing!r}")
+        parts[part] = weights.pop(name)
     if "dtype" not in entry:
-        raise UserError(f"{path}: {name}: has no dtype")
-    try:
-        stored_shape = storage.shape(parts, **options) if hasattr(storage, "shape") else shape
-        if tuple(stored_shape) != tuple(shape):
-            raise ValueError(f"it is {tuple(stored_shape)}, and that of config {tuple(shape)}")
-        weight: Tensor = storage.decode(parts, **options)
-        if weight.shape != shape:
-            raise ValueError(f"it is {tuple(weight.shape)}, and that of config {tuple(shape)}")
-        return weight.to(_DTYPES[entry["dtype"]])
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
-        raise UserError(f"{path}: {name} cannot be decoded as {entry['type']}: {reason}") from error
+        raise UserError(f"{path}: {matrix.name}: has no dtype")
+    shape, dtype = tuple(matrix.weight.shape), _DTYPES[entry["dtype"]]
+
+    def read() -> Tensor:
+        try:
+            tensors = {part: source.read() for part, source in parts.items()}
+            # The size is checked before it is decoded, if the type has a method `shape`.
+            stored = storage.shape(tensors, **options) if hasattr(storage, "shape") else shape
+            if tuple(stored) != shape:
+                raise ValueError(f"it is {tuple(stored)}, and that of config {shape}")
+            weight: Tensor = storage.decode(tensors, **options)
+            if tuple(weight.shape) != shape:
+                raise ValueError(f"it is {tuple(weight.shape)}, and that of config {shape}")
+            return weight.to(dtype)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+            raise UserError(
+                f"{path}: {matrix.name} cannot be decoded as {entry['type']}: {reason}"
+            ) from error
+
+    return WeightSource(shape, dtype, read)
+
+
+def _stacked(parts: list[WeightSource]) -> WeightSource:
+    """The matrices of a stacked parameter."""
+    shape, dtype, _ = parts[0]
+
+    def read() -> Tensor:
+        result = torch.empty(len(parts), *shape, dtype=dtype)
+        for index, part in enumerate(parts):
+            result[index] = part.read()
+        return result
+
+    return WeightSource((len(parts), *shape), dtype, read)

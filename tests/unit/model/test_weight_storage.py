@@ -10,6 +10,7 @@ from torch import nn
 from miniformer import Transformer, registry
 from miniformer.config import UserError
 from miniformer.model.transforms import apply_transforms
+from miniformer.model.weight_file import WeightSource, assign_weights, open_weights
 from miniformer.model.weight_storage import decode_weights, encode_weights, types_of
 from tests.kit import tiny_model
 from tests.kit.plugins import Int8Linear, Int8Storage, registered
@@ -103,7 +104,9 @@ def test_matrices_of_a_stack_have_types_of_their_own(tmp_path):
     assert name not in stored
     assert stored[f"{name}.0"].shape == (16, 64)
     assert stored[f"{name}.1.values"].shape == (16, 64)
-    decoded = decode_weights(model, stored, entries, tmp_path)
+    sources = {name: WeightSource(x.shape, x.dtype, x.clone) for name, x in stored.items()}
+    decoded = decode_weights(model, sources, entries, tmp_path)
+    decoded = {name: source.read() for name, source in decoded.items()}
     experts = model.state_dict()[name]
     assert decoded.keys() == model.state_dict().keys()
     assert torch.equal(decoded[name][[0, 2]], experts[[0, 2]])
@@ -124,9 +127,9 @@ def test_file_of_int8_is_for_modules_that_hold_its_tensors(tmp_path):
     model = apply_transforms(tiny_model(), [{"type": "store_int8"}])
     model.save_pretrained(tmp_path)
     entries = json.loads((tmp_path / "quantization.json").read_text())["matrices"]
-    stored = load_file(tmp_path / "model.safetensors")
     computing = apply_transforms(tiny_model(1), [{"type": "int8_layers"}])
-    computing.load_state_dict(decode_weights(computing, stored, entries, tmp_path))
+    with open_weights(tmp_path / "model.safetensors") as stored:
+        assign_weights(computing, decode_weights(computing, stored, entries, tmp_path))
     reference = Transformer.from_pretrained(tmp_path)
     assert torch.equal(computing(IDS), reference(IDS))
     types = {name: {"type": "int8"} for name in entries}
