@@ -260,7 +260,13 @@ def budget_is_exceeded_by_a_step(original):
 @fault("miniformer.compression.budget:check_other_data")
 def budget_holds_on_calibration_records(original):
     """The data of the budget may be that of calibration."""
-    return lambda data, calibrate: None
+    return lambda pipeline, data, calibrate: None
+
+
+@fault("miniformer.compression.budget:_hash")
+def copies_of_calibration_records_hold_a_budget(original):
+    """Records count as the same only with the same name of their data."""
+    return lambda record, records: original(record, records) + records.name.encode()
 
 
 @fault("miniformer.compression.quantize:storage_types")

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,12 @@ import torch
 from torch import Tensor
 
 from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.compression.calibration.data import used_records
 from miniformer.compression.source import data_loss, relative_change, with_model
 from miniformer.compression.weights import Types, named_matrices, rounded_weight
 from miniformer.config import UserError
 from miniformer.data.reading.files import expand_paths
-from miniformer.data.reading.records import as_records
+from miniformer.data.reading.records import Record, Records, as_records
 from miniformer.data.selection import RecordSubset
 
 _SAMPLE = 256  # records for a sensitivity; the budget is checked on all
@@ -62,16 +66,40 @@ def parse_budget(budget: str | float) -> float:
     return share
 
 
-def check_other_data(data: Any, calibrate: Any) -> None:
+def check_other_data(pipeline: Pipeline, data: Any, calibrate: Any) -> None:
     """Checks that a budget holds on records that calibration does not use.
 
+    Warns if some records are the same; their names and extra fields do not matter.
+
+    Args:
+        pipeline: the model with its task.
+        data: the records of the budget.
+        calibrate: those of calibration.
+
     Raises:
-        UserError: it uses a file of the data, or the same records.
+        UserError: both have a file or a list, or half of the records of one are also in the other.
     """
     if shared := _sources(data) & _sources(calibrate):
         name = next(iter(shared))
         name = name if isinstance(name, str) else "the same list"
         raise UserError(f"budget needs data that calibrate does not use; both have {name}")
+    hashes = []
+    for source, select in ((data, None), (calibrate, used_records)):
+        records = as_records(source, pipeline.task.schema, mapping=pipeline.data_settings.mapping())
+        hashes.append([_hash(record, records) for record in (select or iter)(records)])
+    used = set(hashes[1])
+    count, total = sum(value in used for value in hashes[0]), len(hashes[0])
+    if 2 * count >= total or 2 * len(used & set(hashes[0])) >= len(used):
+        raise UserError(
+            f"budget needs data that calibrate does not use; {count:,} of {total:,} records of "
+            "data are also in calibrate"
+        )
+    if count:
+        warnings.warn(
+            f"{count:,} of {total:,} records of data are also in calibrate, so the loss on data "
+            "may be too low",
+            stacklevel=3,
+        )
 
 
 def hold_budget(
@@ -181,6 +209,13 @@ def _with_weights(model: Any, original: Mapping[str, Tensor], weights: Mapping[s
 
 def _bits(item: Mapping[str, Any] | None) -> int | None:
     return None if item is None else int(item.get("bits", 16))
+
+
+def _hash(record: Record, records: Records) -> bytes:
+    """A hash of the fields of the task."""
+    content = {name: record[name] for name in records.schema if name in record}
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _sources(data: Any) -> set[str | int]:

@@ -141,8 +141,6 @@ def quantize(
     limit = None if budget is None else parse_budget(budget)
     if limit is not None and data is None:
         raise UserError("budget needs data: labeled records on which it has to hold")
-    if limit is not None and calibrate is not None:
-        check_other_data(data, calibrate)
     aware = _check_model(original, to)
     if aware and calibrate is not None:
         raise UserError(
@@ -152,6 +150,8 @@ def quantize(
         raise UserError(f"the weights were trained in groups of {GROUP}; leave group out")
     types, unchanged = _stored_types(original, to, group, aware)
     reader = None if pipeline is None else with_fields(pipeline, fields)
+    if reader is not None and limit is not None and calibrate is not None:
+        check_other_data(reader, data, calibrate)
     first_loss = None if reader is None or data is None else data_loss(reader, data)
     if aware:
         original = merge_transforms(original)

@@ -8,6 +8,7 @@ from typing import Any
 
 from miniformer import registry
 from miniformer.checkpoint.directory import require_empty
+from miniformer.checkpoint.early_exit import FILE_NAME
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
@@ -34,7 +35,8 @@ def export(model: Any, out: str | Path, *, to: str = "hf", **options: Any) -> st
     check_options(exporter, to, options, num_args=2, label="to")
     require_empty(Path(out))
     if isinstance(model, str | Path):
-        return _call(exporter, Path(resolve_model(str(model))), out, options)
+        directory = Path(resolve_model(str(model)))
+        return _call(exporter, directory, out, options) + _note((directory / FILE_NAME).exists())
     save = model.save if isinstance(model, Pipeline) else getattr(model, "save_pretrained", None)
     if save is None:
         raise UserError(
@@ -43,7 +45,16 @@ def export(model: Any, out: str | Path, *, to: str = "hf", **options: Any) -> st
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
         save(folder)
-        return _call(exporter, folder, out, options)
+        network = model.model if isinstance(model, Pipeline) else model
+        has_exits = getattr(network, "exit_policy", None) is not None
+        return _call(exporter, folder, out, options) + _note(has_exits)
+
+
+def _note(has_exits: bool) -> str:
+    """A line for the user about a model with early exits."""
+    if not has_exits:
+        return ""
+    return f"\nwithout the early exits of {FILE_NAME}: all layers are computed for each record"
 
 
 def _call(exporter: Any, directory: Path, out: str | Path, options: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Matrices get more bits until the loss holds a budget."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import miniformer
 from miniformer import cli
 from miniformer.checkpoint.stored_types import Integers
-from miniformer.compression.budget import fewest_steps, parse_budget
+from miniformer.compression.budget import check_other_data, fewest_steps, parse_budget
 from miniformer.config import UserError
 from tests.kit import write_jsonl
 from tests.unit.compression.conftest import texts
@@ -86,6 +87,32 @@ def test_what_is_refused(trained, tmp_path, capsys, monkeypatch):
         miniformer.quantize(trained, out, to="int4", budget="1%")
     assert parse_budget("0.5%") == parse_budget(0.005)
     assert not out.exists()
+
+
+@pytest.mark.catches("copies_of_calibration_records_hold_a_budget")
+def test_records_under_another_name_are_noticed(trained, tmp_path):
+    """Half of the records of one side or more are refused; fewer are named."""
+    others = [" ".join(texts(8, seed)) for seed in range(900, 960)]
+    calibrate = write_jsonl(tmp_path / "calibrate.jsonl", others)
+    copied = [{"text": text, "id": index} for index, text in enumerate(others)]
+    copy_path = write_jsonl(tmp_path / "copy.jsonl", others)
+    for data, count in (
+        (str(copy_path), "60 of 60"),
+        (copied, "60 of 60"),
+        ([*copied[:15], *RECORDS[:15]], "15 of 30"),
+        ([*copied[:30], *RECORDS, *RECORDS], "30 of 90"),  # half of those of calibrate
+    ):
+        with pytest.raises(UserError, match=f"{count} records of data are also in calibrate"):
+            check_other_data(trained, data, str(calibrate))
+    with pytest.warns(UserWarning, match="1 of 31 records of data are also in calibrate"):
+        check_other_data(trained, [copied[0], *RECORDS], str(calibrate))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_other_data(trained, RECORDS, str(calibrate))
+    with pytest.raises(UserError, match="60 of 60 records of data are also in calibrate"):
+        miniformer.quantize(
+            trained, tmp_path / "out", to="int4", calibrate=str(calibrate), data=copied, budget="1%"
+        )
 
 
 def test_fewest_steps():

@@ -2,7 +2,12 @@
 
 import pytest
 
+import miniformer
 from miniformer import cli, registry
+from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.compression.exits.calibrate import calibrate_exit
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.classification import Classification
 from tests.kit import tiny_model
 
 
@@ -26,6 +31,26 @@ def test_export_calls_a_registered_exporter(tmp_path, monkeypatch, capsys):
     assert "to: sizes has no option 'digit' (did you mean 'digits'?)" in capsys.readouterr().err
     assert cli.main([*flags, "--family", "llama"]) == 2
     assert "to: sizes has no option 'family'" in capsys.readouterr().err
+
+
+@pytest.mark.catches("export_drops_exits_silently")
+@pytest.mark.parametrize("form", ["directory", "pipeline", "model"])
+def test_export_names_the_exits_that_it_leaves_out(form, tmp_path, monkeypatch):
+    monkeypatch.setitem(registry._registered, "exporter", {"sizes": write_sizes})
+    model = tiny_model(
+        vocab_size=258, n_layers=2, causal=False, output_dim=2, pooling="mean", max_seq_len=32
+    )
+    task = Classification(classes=["a", "b"], input_kind="text")
+    Pipeline(model, Tokenizer.train("byte", []), task=task).save(tmp_path / "model")
+    line = "without the early exits of early_exit.json: all layers are computed for each record"
+    for name, expected in (("plain", ""), ("exits", f"\n{line}")):
+        if name == "exits":
+            records = [{"input": f"{n:x} is {n}", "label": "ab"[n % 2]} for n in range(60)]
+            calibrate_exit(tmp_path / "model", records, max_loss=0.9)
+        loaded = miniformer.load(tmp_path / "model")
+        source = {"directory": tmp_path / "model", "pipeline": loaded, "model": loaded.model}[form]
+        out = tmp_path / name
+        assert miniformer.export(source, out, to="sizes") == f"written to {out}{expected}"
 
 
 def test_export_to_an_unknown_format_names_the_known(tmp_path, capsys):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import UserError
-from miniformer.data.batching.chunks import RecordChunks
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.reading.records import Records, as_records
 from miniformer.data.selection import RecordSubset
+from miniformer.evaluation.run_batches import labeled_batches
 from miniformer.generation.runtime import eval_mode
 from miniformer.model.stack import Stack
 from miniformer.tasks.embedding import EmbeddingTask, embed_batch
@@ -45,13 +45,14 @@ class CalibrationData:
         try:
             records = as_records(data, self.task.schema, mapping=mapping)
             total, num_windows = len(records), 0
-            if total > MAX_RECORDS:
-                spread = np.linspace(0, len(records) - 1, MAX_RECORDS).round().astype(np.int64)
-                records = RecordSubset(records, spread)
+            records = used_records(records)
             if isinstance(self.task, EmbeddingTask):
                 self._inputs = [record["input"] for record in records]
             else:
-                batches = list(evaluation_batches(pipeline, records))
+                settings = pipeline.data_settings.batches()
+                batches = list(
+                    labeled_batches(pipeline.model, self.task, self.tokenizer, records, settings)
+                )
                 num_windows = sum(map(self._num_rows, batches))
                 self._batches = _spread(batches, MAX_RECORDS / max(1, num_windows))
             if max(total, num_windows) < MIN_RECORDS:
@@ -197,6 +198,14 @@ def _recorded_masks(model: nn.Module, data: CalibrationData) -> Iterator[_Masks]
             del stack.run_layers
 
 
+def used_records(records: Records) -> Records:
+    """The records that calibrate: of more than 512, as many at equal distances."""
+    if len(records) <= MAX_RECORDS:
+        return records
+    spread = np.linspace(0, len(records) - 1, MAX_RECORDS).round().astype(np.int64)
+    return RecordSubset(records, spread)
+
+
 def _spread(batches: list[Batch], share: float) -> list[Batch]:
     """A share of the batches, at equal distances; at least one, and at most all."""
     count = min(len(batches), max(1, round(share * len(batches))))
@@ -215,21 +224,3 @@ def _embed_or_end(model: Any, batch: Batch) -> Tensor:
         return embed_batch(model, batch)
     except EndBatch:
         return torch.zeros(len(batch["inputs"]), 1)
-
-
-def evaluation_batches(pipeline: Pipeline, records: Records) -> Iterator[Batch]:
-    """Batches of the evaluation of records, on the CPU."""
-    task, settings = pipeline.task, pipeline.data_settings.batches()
-    tokenizer: Any = pipeline.tokenizer
-    seq_len = settings.seq_len or pipeline.model.config.max_seq_len
-    batcher = task.batcher(
-        tokenizer,
-        seq_len=seq_len,
-        batch_size=settings.batch_size,
-        batch_tokens=settings.batch_tokens,
-        training=False,
-    )
-    chunks = RecordChunks(records, lambda batch: task.encode(batch, tokenizer, seq_len))
-    for chunk in chunks.iter_epoch(None):
-        for plan in batcher.plan_batches(chunk, None) if len(chunk) else ():
-            yield batcher.collate(chunk, plan, None)

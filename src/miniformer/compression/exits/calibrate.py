@@ -11,7 +11,6 @@ import torch
 
 from miniformer.checkpoint.early_exit import FILE_NAME, StoredExit, has_exits
 from miniformer.checkpoint.pipeline import Pipeline, load
-from miniformer.compression.calibration.data import evaluation_batches
 from miniformer.compression.exits.bound import (
     THRESHOLDS,
     choose_threshold,
@@ -23,6 +22,7 @@ from miniformer.compression.source import with_fields
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 from miniformer.data.reading.records import as_records
+from miniformer.evaluation.run_batches import labeled_batches
 from miniformer.generation.runtime import eval_mode, inference_model
 from miniformer.model.exit_policy import exit_outputs
 from miniformer.tasks.common.input_encoding import model_inputs
@@ -101,13 +101,15 @@ def _all_exits(pipeline: Pipeline, data: Any) -> tuple[np.ndarray, np.ndarray]:
         raise UserError("calibrate-exit: the model has 1 layer, so it has no earlier exit")
     records = as_records(data, task.schema, mapping=pipeline.data_settings.mapping())
     confidences, is_right = [], []
-    device = next(model.parameters()).device
+    batches = labeled_batches(
+        model, task, pipeline.tokenizer, records, pipeline.data_settings.batches()
+    )
     model = inference_model(model, "stored")  # as `predict` does
     with torch.inference_mode(), eval_mode(model):
-        for batch in evaluation_batches(pipeline, records):
-            inputs = model_inputs(model, batch)
-            inputs = {name: None if x is None else x.to(device) for name, x in inputs.items()}
-            outputs = exit_outputs(model, **inputs).float().cpu()  # [layers, B, C]
+        for batch in batches:
+            outputs = (
+                exit_outputs(model, **model_inputs(model, batch)).float().cpu()
+            )  # [layers, B, C]
             confidences.append(outputs.softmax(-1).amax(-1).numpy())
-            is_right.append((task.decide(outputs) == batch["labels"]).numpy())
+            is_right.append((task.decide(outputs) == batch["labels"].cpu()).numpy())
     return np.concatenate(confidences, 1), np.concatenate(is_right, 1)
