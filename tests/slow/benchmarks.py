@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.slow import ROOT
 
 LIMIT_S = 900
-TINY = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
+TINY = {"d_model": 32, "n_heads": 2, "n_layers": 2, "max_seq_len": 64}
 # Arguments of each script; {data} is a folder of random text in {sets}, {model} a tiny model of it.
 SCRIPTS = {
     "adapter_quality.py": [
@@ -42,6 +42,10 @@ SCRIPTS = {
     "generation.py": ["--rounds", "1"],
     "gqa.py": ["{data}", "--steps", "3", "--lines", "400"],
     "hf_files.py": ["--d_model", "64", "--n_layers", "2", "--types", "float32", "--rounds", "1"],
+    "layer_drafts.py": [
+        "{model}", "{data}/val.txt", "--layers", "1", "--prompts", "2", "--prompt_tokens", "4",
+        "--tokens", "8", "--rounds", "1",
+    ],
     "loading.py": [
         "--d_model", "64", "--n_layers", "1", "--vocab", "64", "--rounds", "1", "--tokens", "4",
     ],
