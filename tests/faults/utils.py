@@ -68,3 +68,9 @@ def deep_files_overflow_the_stack(original):
 def names_over_numbers_are_on_the_left(original):
     """The name of a column of numbers is aligned as that of a column of texts."""
     return lambda column: False
+
+
+@fault("miniformer.utils.memory:release_freed_memory")
+def freed_memory_stays_with_the_process(original):
+    """Freed memory is not returned to the system."""
+    return lambda: None

@@ -84,7 +84,9 @@ class Integers:
         # Made before the temporary tensors, so that these are not between the matrices in memory.
         weight = torch.empty(len(scales), scales.shape[1] * group, device=scales.device)
         if bits == 4:
-            weight[:, ::2], weight[:, 1::2] = values & 15, values >> 4
+            half = values >> 4
+            weight[:, 1::2] = half
+            weight[:, ::2] = torch.bitwise_and(values, 15, out=half)
             weight -= 8
         else:
             weight.copy_(values)

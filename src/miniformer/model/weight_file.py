@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from miniformer.config import UserError
+from miniformer.utils.memory import release_freed_memory
 
 _PART_BYTES = 2**25  # that are read before a model gets them
 
@@ -92,6 +93,7 @@ def assign_weights(model: nn.Module, sources: Mapping[str, WeightSource]) -> Non
         if module != previous and sum(x.nbytes for x in part.values()) >= _PART_BYTES:
             _assign(model, part, state)
             part.clear()
+            release_freed_memory()  # of decoding, which is scattered
         part[name], previous = sources[name].read().to(state[name].dtype), module
     _assign(model, part, state)
 

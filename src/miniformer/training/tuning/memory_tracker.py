@@ -7,7 +7,6 @@ including interpreter and libraries.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 
 from miniformer.model.ops.allocation_tracker import AllocationTracker
+from miniformer.utils.memory import release_freed_memory
 
 _PROC_STATUS, _PROC_CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Without a resettable peak of the system, an estimate: the tensors of a step, and half of that for
@@ -60,8 +60,7 @@ def reset_peak_memory(device: torch.device) -> bool:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
     try:
         _PROC_CLEAR_REFS.write_text("5", encoding="ascii")
     except OSError:
