@@ -81,9 +81,13 @@ def sparse_models_are_exported_as_dense(original):
 
 @fault(f"{_TARGET}:best_blocks")
 def blocks_are_chosen_in_bf16(original):
-    """Products of queries and keys are rounded, under autocast too."""
+    """Products of queries and keys are rounded under autocast."""
 
     def best_blocks(q, k, mask, size, count):
-        return original(q.bfloat16(), k.bfloat16(), mask, size, count)
+        import torch
+
+        if torch.is_autocast_enabled("cpu"):
+            q, k = q.bfloat16(), k.bfloat16()
+        return original(q, k, mask, size, count)
 
     return best_blocks

@@ -236,6 +236,17 @@ PARTS = (
         ("peft", "accelerate"),
     ),
     Part(
+        "torchao",
+        (*_PYTEST, "tests/slow/check_torchao.py"),
+        (
+            "src/miniformer/checkpoint/stored_types.py",
+            "src/miniformer/compression/pruning/*.py",
+            "tests/slow/check_torchao.py",
+        ),
+        1,
+        ("torchao",),
+    ),
+    Part(
         "serving",
         (*_PYTEST, "tests/slow/check_serving.py"),
         (
