@@ -268,7 +268,7 @@ def printed_config_leaves_given_flags_out(original):
     return lambda config, values: original(config, {})
 
 
-@fault("miniformer.training.callbacks.progress:make_console")
+@fault("miniformer.utils.streams:make_console")
 def quiet_prints_progress(original):
     """`--quiet` prints as much as without it."""
     return lambda *, quiet=False: original()
@@ -303,3 +303,15 @@ def completion_knows_no_values(original):
 def help_shows_no_default_of_the_directory(original):
     """`generate DIR --help` shows the defaults of the config class."""
     return lambda args: {}
+
+
+@fault("miniformer.config.flags.spelling:normalize_flags")
+def hyphens_in_flags_are_unknown(original):
+    """`--max-steps` is an unknown flag."""
+    return lambda parser, argv: argv
+
+
+@fault("miniformer.config.flags.spelling:reject_switch_values")
+def switches_take_values(original):
+    """`--quiet true` reads a file of the name true."""
+    return lambda parser, argv: None

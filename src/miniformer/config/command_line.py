@@ -27,6 +27,7 @@ from miniformer.config import (
     UserError,
 )
 from miniformer.config.flags.problems import find_subparser, rewrite_parser_error
+from miniformer.config.flags.spelling import normalize_flags, reject_switch_values
 from miniformer.utils.streams import printable_output, read_stdin
 
 _FILES_FLAG = "files_flag"  # attribute of a parser, see `command_parser`
@@ -148,9 +149,20 @@ def parse_flags(
     try:
         values: dict[str, Any] = parser.parse_args(args, defaults=defaults).as_dict()
     except jsonargparse.ArgumentError as error:
-        raise UserError(rewrite_parser_error(str(error), parser, args)) from None
+        return _parse_again(parser, argv, args, error, defaults)
     values.pop("config", None)
     return values
+
+
+def _parse_again(
+    parser: Any, argv: list[str] | None, args: list[str], error: Exception, defaults: bool
+) -> dict[str, Any]:
+    """Values of arguments that were an error, if other spellings of their flags are none."""
+    argv = sys.argv[1:] if argv is None else argv
+    reject_switch_values(parser, argv)
+    if (normalized := normalize_flags(parser, argv)) != argv:
+        return parse_flags(parser, normalized, defaults=defaults)
+    raise UserError(rewrite_parser_error(str(error), parser, args)) from None
 
 
 def _files_as_flag(parser: Any, argv: list[str]) -> list[str]:
@@ -175,6 +187,7 @@ def _files_as_flag(parser: Any, argv: list[str]) -> list[str]:
             others.append(value)
     if not files:
         return argv
+    reject_switch_values(parser, argv)
     if any(item.partition("=")[0] == flag for item in others):
         raise UserError(
             f"unexpected argument {files[0]!r}: files without a flag are those of {flag}, which is "
