@@ -422,7 +422,7 @@ def test_task_rejects_settings_of_other_tasks(tmp_path, capsys, more, expected):
         ("classification", b'{"input": "a", "label": 0}\n{"input": "b", "label": "x"}\n',
          "bad.jsonl:2: 'label' is 'x', a name, but that of"),
         ("classification", b'{"input": "a", "label": 0}\n{"input": "b", "label": null}\n',
-         "bad.jsonl:2: 'label' must be an integer or a name, not null"),
+         "bad.jsonl:2: 'label' is null; give the class a name or a number"),
         ("regression", b'{"input": [[1, NaN]], "value": 1}\n', "bad.jsonl:1: 'input' vector 1 "),
         ("regression", b'{"input": [[1, 2], [3]], "value": 1}\n',
          "bad.jsonl:1: 'input' vector 2 has 1 numbers, the first has 2"),

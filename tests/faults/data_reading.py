@@ -269,3 +269,15 @@ def json_files_are_lines(original):
 def names_of_the_tab_are_refused(original):
     """Only one character is a delimiter, so that a shell needs a real tab."""
     return lambda value: value if len(value) == 1 else None
+
+
+@fault("miniformer.data.reading.files:reject_binary")
+def binary_files_are_read_as_text(original):
+    """A spreadsheet with the name of a .csv file is read as text."""
+    return lambda handle: None
+
+
+@fault("miniformer.data.reading.cells:_fix_number")
+def numbers_have_no_fix(original):
+    """A cell with a decimal comma is to be fixed somehow."""
+    return lambda text: "fix the cell"

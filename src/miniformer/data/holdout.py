@@ -66,7 +66,10 @@ def hold_out(records: Records, share: float) -> tuple[Records, Records]:
     is_val = np.zeros(len(records), dtype=bool)
     is_val[chosen] = True
     if not is_val.any() or is_val.all():
-        raise UserError("the records have too few different inputs to set a part of them aside")
+        raise UserError(
+            "the records have too few different inputs, or too few of each label, to set a part of "
+            "them aside"
+        )
     return (
         RecordSubset(records, np.flatnonzero(~is_val)),
         RecordSubset(records, np.flatnonzero(is_val)),

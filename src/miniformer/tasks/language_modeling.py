@@ -31,7 +31,6 @@ from miniformer.data.conversations.learned import learned_bytes
 from miniformer.data.conversations.messages import is_chat, text_check
 from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
-from miniformer.data.reading.suggestions import FIELD_FLAGS
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput
 from miniformer.registry import plugins
@@ -51,6 +50,13 @@ from miniformer.tasks.common.text_parts import (
 
 # A subclass, for encoder-decoder models.
 _PREFIX_VARIANT = "miniformer.tasks.prefix_language_modeling:PrefixLanguageModeling"
+_TASKS = {  # field that a language model does not read -> flags of a task that predicts it
+    "label": "classification --input_field text",
+    "labels": "multilabel_classification --input_field text",
+    "value": "regression --input_field text",
+    "tags": "token_classification",
+    "target": "seq2seq --input_field text",
+}
 _SAMPLE_PROMPT_CHARS = 24
 _MAX_PROMPT_CHARS = 400  # of a prompt that a record has
 
@@ -151,11 +157,11 @@ class LanguageModeling(TextGenerationTask):
 
     def record_warnings(self, records: Records) -> Iterator[str]:
         """A hint if the records have a field of labels, which a language model does not read."""
-        label = next((name for name in FIELD_FLAGS["label_field"] if name in records[0]), None)
+        label = next((name for name in _TASKS if name in records[0]), None)
         if label is not None:
             yield (
                 f"note: language_modeling does not read the column {label}; to predict it, set "
-                "the task, such as --task classification --input_field text"
+                f"the task, such as --task {_TASKS[label]}"
             )
 
     def encode(

@@ -107,5 +107,9 @@ def test_record_warnings_name_a_column_of_labels():
         "note: language_modeling does not read the column label; to predict it, set the task, "
         "such as --task classification --input_field text"
     )
+    tagged = [{"text": "a film", "tokens": ["a", "film"], "tags": ["DET", "NOUN"]}]
+    (line,) = task.record_warnings(as_records(tagged, task.schema))
+    assert "the column tags; to predict it" in line
+    assert line.endswith("--task token_classification")
     plain = [{"text": "a good film", "id": 1}]
     assert list(task.record_warnings(as_records(plain, task.schema))) == []

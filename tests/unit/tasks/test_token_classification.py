@@ -254,7 +254,7 @@ PROBLEMS = {
     "empty": ({"tokens": ["a", ""], "tags": ["O", "O"]}, "'tokens' has an empty string as token 2"),
     "number": ({"tokens": ["a", 3], "tags": ["O", "O"]}, "'tokens' has an integer as token 2"),
     "no tags": ({"tokens": ["a"], "tags": "O"}, "'tags' must be a list of tags, not a string"),
-    "null": ({"tokens": ["a"], "tags": [None]}, "'tags' has a tag at token 1 that must be .*null"),
+    "null": ({"tokens": ["a"], "tags": [None]}, "'tags' has a tag at token 1 that is null"),
     "missing": ({"tokens": ["a"]}, "the record has no 'tags' .*it has 'tokens'"),
     "surrogate": ({"tokens": ["\ud800"], "tags": ["O"]}, "half of a surrogate pair"),
     "BIO": (

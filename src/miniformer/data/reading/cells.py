@@ -24,6 +24,8 @@ from miniformer.data.reading.parsing import DataError, Record
 SEPARATORS = ("|", ";", ",")  # of labels in one cell; the first that occurs in the column
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,300}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{1,2}[./][0-9]{1,2}[./][0-9]{2,4}")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,(?![0-9]{3}$)[0-9]+")  # three digits: of thousands
 _TEXT_FIELDS = ("text", "source", "target")
 _NUMERIC = ("integer", "number")
 
@@ -164,7 +166,8 @@ class CellMapper(RowMapper):
             expected = "a list" if kind == "list" else "a number"
             if field == "label":
                 expected = "an integer, as the labels of the training data are"
-            problem = f"{_describe(field, name)} is {shown}, not {expected}; fix the cell"
+            fix = _fix_number(text) if expected == "a number" else "fix the cell"
+            problem = f"{_describe(field, name)} is {shown}, not {expected}; {fix}"
             raise DataError(problem) from None
 
     def _labels(self, text: str, kind: str) -> list[Any]:
@@ -184,6 +187,17 @@ def _column_value(kind: str, cell: str) -> Any:
         return parse_list(text) if kind == "list" else parse_number(text)
     except ValueError:
         return cell
+
+
+def _fix_number(text: str) -> str:
+    """Fix for a cell that holds no number, by what it seems to hold."""
+    if _DATE.match(text):
+        return "write the date as a number, such as of days"
+    if _DECIMAL_COMMA.fullmatch(text):
+        return f"write a decimal point: {text.replace(',', '.')}"
+    if any(char.isdecimal() for char in text) and not any(char.isalpha() for char in text):
+        return "leave out signs of units and of thousands"
+    return "fix the cell"
 
 
 def _describe(field: str, name: str) -> str:

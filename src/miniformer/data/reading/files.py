@@ -24,6 +24,16 @@ ARROW_TYPES = (".parquet", ".arrow")
 DATASET_FOLDER = "folder"  # written by save_to_disk of Hugging Face datasets
 _FILE_TYPES = (".jsonl", ".json", ".txt", *TABLE_TYPES, *TAGGED_TYPES, *ARROW_TYPES)
 COMPRESSIONS = (".gz", ".zst")
+_SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods", ".numbers")
+_SIGNATURES = {  # first bytes of files that are no text, whatever their name
+    b"PK\x03\x04": "a zip archive, as .xlsx, .ods and .docx are; save a table as .csv (UTF-8)",
+    b"\xd0\xcf\x11\xe0": "a file of Microsoft Office; save a table as .csv (UTF-8)",
+    b"%PDF-": "a PDF; extract its text first",
+    b"PAR1\x15": "a Parquet file; give its name the ending .parquet",
+    b"ARROW1\x00": "an Arrow file; give its name the ending .arrow",
+    b"\x1f\x8b": "compressed by gzip; give its name the ending .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; give its name the ending .zst",
+}
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 16, 1 << 16
 
 
@@ -97,6 +107,18 @@ def file_changed_error(name: Path) -> UserError:
     )
 
 
+def reject_binary(handle: RandomAccessFile) -> None:
+    """Refuses a file that begins as files of other types do.
+
+    Raises:
+        UserError: it is no text.
+    """
+    start = handle.read(min(8, handle.stat.size), 0)
+    for signature, text in _SIGNATURES.items():
+        if start.startswith(signature):
+            raise UserError(f"{handle.name}: the file is {text}")
+
+
 def expand_paths(source: DataFiles) -> list[Path]:
     """Expands a path, a pattern such as `data/*.jsonl`, or a list of these.
 
@@ -131,13 +153,21 @@ def parse_suffixes(path: Path) -> tuple[str, str]:
         splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         raise UserError(f"{path}: has the splits {', '.join(splits)}; name one: {path}/{splits[0]}")
     if path.is_dir():
-        raise UserError(f"{path}: Is a directory; name its files, such as {path}/*.jsonl")
+        suffixes = (entry.suffix for entry in sorted(path.iterdir()))
+        suffix = next((suffix for suffix in suffixes if suffix in _FILE_TYPES), ".jsonl")
+        raise UserError(f"{path}: Is a directory; name its files, such as {path}/*{suffix}")
     compression = path.suffix if path.suffix in COMPRESSIONS else ""
     file_type = path.with_suffix("").suffix if compression else path.suffix
     if file_type not in _FILE_TYPES:
+        problem = f"unknown file type {file_type + compression!r}"
+        if file_type in _SPREADSHEETS:
+            problem += ", a spreadsheet: save it as .csv (UTF-8)"
+        elif not file_type:
+            exists = "" if path.exists() else ", and no such file"
+            problem = f"the name has no ending for the type of the file{exists}"
         raise UserError(
-            f"{path}: unknown file type {file_type + compression!r}; use "
-            f"{', '.join(_FILE_TYPES)}; text files optionally compressed as .gz or .zst"
+            f"{path}: {problem}; use {', '.join(_FILE_TYPES)}; text files optionally compressed as "
+            ".gz or .zst"
         )
     if compression and file_type in ARROW_TYPES:
         raise UserError(f"{path}: a {file_type} file is compressed within; decompress it first")

@@ -79,6 +79,7 @@ class IndexedFile:
             self.path = decompress_file(name, files.get_cache_dir(cache_dir), progress)
         self._handle: RandomAccessFile | None = RandomAccessFile(self.path, name)
         self.stat = self._handle.stat
+        files.reject_binary(self._handle)
         self.format = None if make_format is None else make_format(self._handle)
         self.is_table = self.format is not None and self.format.is_table
         self._index: RecordIndex | None = None

@@ -61,7 +61,10 @@ def parse_line(raw: bytes, checks: Checks, mapper: Mapper | None = None) -> Reco
         record = json.loads(text)
     except json.JSONDecodeError as error:
         cut_off = "" if raw.endswith(b"\n") else "; the file may be cut off"
-        raise DataError(describe_json_error(error, f"; each line is one object{cut_off}")) from None
+        # The decoder looks for the next value behind the line end.
+        error = json.JSONDecodeError(error.msg, text, min(error.pos, len(text.rstrip("\r\n"))))
+        hint = f"{_hint_for_line(text)}{cut_off}"
+        raise DataError(describe_json_error(error, hint)) from None
     except ValueError:  # Python refuses to convert so many digits
         raise DataError("an integer has too many digits to be read; write it as a string") from None
     except RecursionError:
@@ -86,6 +89,16 @@ def describe_json_error(error: json.JSONDecodeError, hint: str = "") -> str:
             "tr '\\r' '\\n' < FILE > NEW_FILE"
         )
     return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}"
+
+
+def _hint_for_line(text: str) -> str:
+    """Fix for a line that is not JSON."""
+    start = text.lstrip()[:2]
+    if start.startswith("[") and not text.strip("[ \t\r\n"):
+        return "; the file seems to be one JSON array: rename it to .json"
+    if start == "{'":
+        return "; JSON has double quotes: write records with json.dumps, not with print"
+    return "; each line is one object"
 
 
 def parse_text_block(raw: bytes, checks: Checks, *, continues: bool) -> Record:

@@ -104,8 +104,10 @@ def check_source(value: Any) -> str | None:
 
 def check_label(value: Any) -> str | None:
     """Checks for a class number or a class name."""
-    if value == "":
-        return "is an empty name; give the class a name or a number"
+    if isinstance(value, str) and not value.strip():
+        return "is an empty name; give the class a name or a number, or leave the record out"
+    if value is None:
+        return "is null; give the class a name or a number, or leave the record out"
     if isinstance(value, (int, str)) and not isinstance(value, bool):
         return None
     return f"must be an integer or a name, not {_describe_value(value)}"

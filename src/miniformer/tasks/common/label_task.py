@@ -200,6 +200,11 @@ class LabelTask(InputTask):
             if len(shown) >= min(len(rare), _MAX_RARE_LABELS_SHOWN):
                 break
         more = f" and {len(rare) - len(shown)} more" if len(rare) > len(shown) else ""
+        if 2 * len(rare) > len(counts) and len(rare) > _MAX_RARE_LABELS_SHOWN:
+            yield (
+                f"warning: {len(rare):,} of {len(counts):,} labels occur once: check that the "
+                "column of labels is not one of ids, texts or numbers"
+            )
         yield (
             f"warning: labels that occur once: {', '.join(shown)}{more}; one record teaches little "
             "and may be a misspelling: correct it, add records, or leave it out"

@@ -186,3 +186,22 @@ def test_cells_that_do_not_fit_their_kind():
     assert later({"id": "x", "items": "[a"}) == {"id": "x", "items": "[a"}
     assert later({"id": "", "items": ""}) == {"id": None, "items": None}
     assert cells.SEPARATORS == ("|", ";", ",")
+
+
+@pytest.mark.parametrize(
+    ("cell", "fix"),
+    [
+        ("2024-04-11", "write the date as a number, such as of days"),
+        ("11.4.2024", "write the date as a number, such as of days"),
+        ("-0,5", "write a decimal point: -0.5"),
+        ("1,234", "leave out signs of units and of thousands"),
+        ("$3,000.00", "leave out signs of units and of thousands"),
+        ("two", "fix the cell"),
+    ],
+)
+@pytest.mark.catches("numbers_have_no_fix")
+def test_cell_without_a_number_has_a_fix(cell, fix):
+    mapper = CellMapper({"value": ["price"]}, FieldMapping())
+    with pytest.raises(DataError) as caught:
+        mapper({"price": cell})
+    assert caught.value.problem == f"'value' (column 'price') is {cell!r}, not a number; {fix}"

@@ -72,6 +72,12 @@ def test_text_file_is_one_record(tmp_path):
     [
         (b'{"text": "a\tb"}', "not JSON: Invalid control character at column 12; each line"),
         (b'{"text": "a"', "not JSON"),
+        (b'{"text": ', "not JSON: Expecting value at column 10; each line is one object"),
+        (
+            b"[",
+            "not JSON: Expecting value at column 2; the file seems to be one JSON array: rename",
+        ),
+        (b"{'text': 'a'}", "at column 2; JSON has double quotes: write records with json.dumps"),
         (b'{"txt": "a"}', "the record has no 'text' (it has 'txt'); add that field"),
         (b'{"text": 7}', "'text' must be a string, not an integer"),
         (b'["a"]', "expected a JSON object, found '[\"a\"]'"),
@@ -105,6 +111,7 @@ def test_invalid_utf8_in_a_text_file_is_named_by_line(tmp_path):
             read()
 
 
+@pytest.mark.catches("binary_files_are_read_as_text")
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -112,7 +119,26 @@ def test_invalid_utf8_in_a_text_file_is_named_by_line(tmp_path):
         ("empty.jsonl", b"", "the file is empty; it needs at least one record"),
         ("blank.jsonl", b"\n \n", "the file is empty"),
         ("empty.txt", b"", "the file is empty"),
-        ("table.xlsx", b"a", "unknown file type '.xlsx'; use .jsonl, .json, .txt, .csv"),
+        (
+            "table.xlsx",
+            b"a",
+            "unknown file type '.xlsx', a spreadsheet: save it as .csv (UTF-8); use .jsonl, .json",
+        ),
+        ("table.docx", b"a", "unknown file type '.docx'; use .jsonl, .json, .txt, .csv"),
+        ("tickets", b"a", "the name has no ending for the type of the file; use .jsonl"),
+        ("true", None, "the name has no ending for the type of the file, and no such file"),
+        (
+            "a.csv",
+            b"PK\x03\x04\x14\0",
+            "a.csv: the file is a zip archive, as .xlsx, .ods and .docx",
+        ),
+        ("a.txt", b"%PDF-1.4\n", "a.txt: the file is a PDF; extract its text first"),
+        (
+            "a.jsonl",
+            b"\x1f\x8b\x08\0",
+            "the file is compressed by gzip; give its name the ending .gz",
+        ),
+        ("a.csv", b"PAR1\x15\x04", "the file is a Parquet file; give its name the ending .parquet"),
     ],
 )
 def test_record_error_names_an_unusable_file(tmp_path, name, content, message):
@@ -127,7 +153,10 @@ def test_record_error_names_an_unusable_file(tmp_path, name, content, message):
 
 def test_records_of_a_folder_are_refused(tmp_path):
     (tmp_path / "a.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"a\.jsonl: Is a directory"):
+    with pytest.raises(UserError, match=r"a\.jsonl: Is a directory; name its files.*/\*\.jsonl"):
+        JSONLinesDataset(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl" / "notes.csv").write_text("text\na\n")
+    with pytest.raises(UserError, match=r"name its files, such as .*a\.jsonl/\*\.csv"):
         JSONLinesDataset(tmp_path / "a.jsonl")
 
 

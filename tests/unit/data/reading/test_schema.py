@@ -47,6 +47,8 @@ def test_schema_accepts_valid_records(check, value):
         (check_label, True, "must be an integer or a name, not true"),
         (check_label, 1.0, "must be an integer or a name, not a number"),
         (check_label, "", "is an empty name"),
+        (check_label, " \t", "is an empty name"),
+        (check_label, None, "is null; give the class a name or a number, or leave the record out"),
         (check_number, True, "must be a finite number, not true"),
         (check_number, "1", "must be a finite number, not a string"),
         (check_number, float("nan"), "must be a finite number, not NaN"),

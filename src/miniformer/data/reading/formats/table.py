@@ -76,6 +76,11 @@ class TextTable:
 
     def parse(self, raw: bytes) -> Record:
         text = decode_as(raw, self.encoding)
+        if "\0" in text:
+            raise DataError(
+                f"character {text.index(chr(0))} of the row is NUL, which no text has; the file "
+                "may be damaged: write it again, or remove the character"
+            )
         cells = self.dialect.split(text.removesuffix("\n").removesuffix("\r"))
         if len(cells) != len(self.columns):
             raise DataError(self._width_problem(cells))

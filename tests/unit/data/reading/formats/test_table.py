@@ -103,6 +103,7 @@ MISTAKES = [
      "contain ',' in double quotes (the row: 'a,b,x')"),
     ('input,label\na,x\n"b,y\nc,x\n', {}, "a.csv:3: the quote that opens cell 1 does not close"),
     ('input,label\n"a,x\n"b",y\n', {}, "a.csv:2: text follows the closing quote of cell 1: 'b\""),
+    ("input,label\na,x\nb\0c,y\n", {}, "a.csv:3: character 1 of the row is NUL, which no text has"),
     ("input,label\na,x\nb,\n", {}, "a.csv:3: 'label' is an empty name; give the class a name"),
     (b"input,label\na,x\n\"b\nc\xe9\",y\n", {}, "a.csv:4: not UTF-8: byte 0xe9; save the file as "
      "UTF-8, or set its encoding, such as --encoding latin-1"),
