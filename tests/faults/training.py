@@ -1706,3 +1706,9 @@ def second_run_shares_a_folder(original):
 def a_lock_does_not_wait_for_workers(original):
     """A run that continues a killed one is refused while worker processes of that one end."""
     return -1.0
+
+
+@fault("miniformer.training.report.verdicts:_is_perfect")
+def perfect_runs_are_to_be_longer(original):
+    """A run whose validation has no error is advised to be longer."""
+    return lambda rows, metric: False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, get_model_kind, read_artifacts
 from miniformer.config import UserError
+from miniformer.config.command_line import miniformer_command
 from miniformer.data.folds import fold_numbers
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.mixture import as_mixture
@@ -26,13 +28,13 @@ from miniformer.data.selection import RecordSubset
 from miniformer.evaluation.run_batches import BatchSettings, run_batches
 from miniformer.model.config_file import read_config
 from miniformer.tasks.base import Task
-from miniformer.training.callbacks.progress import make_console
 from miniformer.training.distributed import launcher
 from miniformer.training.resume.config import AUTO, CONFIG_FILE, resume_config
 from miniformer.training.resume.storage import latest_checkpoint
 from miniformer.training.run import train
 from miniformer.training.setup.run_folder import create_run_folder
 from miniformer.utils.atomic import write_json, write_text
+from miniformer.utils.streams import make_console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +136,9 @@ def cross_validate(
     result = CrossValidationResult(folder, models, metrics, task, interrupted)
     if interrupted is not None:
         console.print(f"{len(results)} of {num_folds} folds are complete")
-        console.print(f"resume with: --resume {folder}")
+        console.print(
+            f"resume with: {miniformer_command()} train --resume {shlex.quote(str(folder))}"
+        )
         return result
     _write_table(result, [int(item["records"]) for item in results])
     for line in format_table(result):

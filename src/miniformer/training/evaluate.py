@@ -14,7 +14,7 @@ from rich.console import Console
 from miniformer import registry
 from miniformer.checkpoint.artifacts import read_artifacts, read_task
 from miniformer.checkpoint.pipeline import Pipeline, load
-from miniformer.config.command_line import python_command
+from miniformer.config.command_line import miniformer_command
 from miniformer.model.config_file import read_config
 from miniformer.tasks.base import Task
 from miniformer.training.callbacks.validation import metrics_from_trainer
@@ -304,12 +304,13 @@ def _write_report(
         callbacks.interrupt.signal is not None
         and callbacks.resume_checkpoint.last_checkpoint is not None
     ):
+        folder = shlex.quote(str(parent_folder or artifacts.folder))
         console.print(
-            f"resume from step {last_step} with: --resume {parent_folder or artifacts.folder}"
+            f"resume from step {last_step} with: {miniformer_command()} train --resume {folder}"
         )
         if run.data.test_path is not None:
             arguments = f"--resume {shlex.quote(str(artifacts.folder))} --max_steps {last_step}"
             console.print(
                 "test_path was not evaluated: the run was interrupted; to test the model: "
-                f"{python_command()} -m miniformer.trainer {arguments}"
+                f"{miniformer_command()} train {arguments}"
             )

@@ -17,6 +17,7 @@ _END_SHARE, _MIN_END_IMPROVEMENT = 0.2, 0.02  # of a run that ends too early
 _MIN_LEARNED = 0.02  # fall of the training loss over a run
 _MAX_PADDING, _MAX_CUT_SHARE = 0.3, 0.01
 _MAX_NAMES = 5  # classes in a message
+_UP_TO_ONE = ("accuracy", "macro_f1", "micro_f1", "f1", "exact_match")  # metrics of at most 1
 
 Points = list[tuple[float, float]]
 
@@ -60,9 +61,16 @@ def find_verdicts(
     best_step = _best_step(rows, metric, maximize)
     if len(loss) >= _MIN_VALIDATIONS and best_step is not None and saved_step is not None:
         verdicts += _overfitting(train, loss, metric, best_step, saved_step)
-        if not verdicts and stop_step is None and not interrupted:
+        is_complete = stop_step is not None or _is_perfect(rows, metric)
+        if not verdicts and not is_complete and not interrupted:
             verdicts += _underfitting(train, loss, best_step, max_epochs)
     return verdicts
+
+
+def _is_perfect(rows: Sequence[dict[str, float]], metric: str) -> bool:
+    """Returns whether the metric of the last validation is the highest possible."""
+    values = _points(rows, f"val_{metric}")
+    return metric in _UP_TO_ONE and len(values) > 0 and values[-1][1] >= 1.0
 
 
 def _no_learning(train: Points) -> Iterator[Verdict]:

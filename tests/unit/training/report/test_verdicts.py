@@ -60,6 +60,14 @@ CURVES = {
     "still falling": (
         curves(falling, lambda x: falling(x) + 0.1), {"max_epochs": 10}, "underfitting",
     ),
+    "still falling, and every prediction is right": (
+        curves(falling, lambda x: falling(x) + 0.1, lambda x: float(x > 0.5)),
+        {"metric": "accuracy", "maximize": True}, None,
+    ),
+    "still falling, and some predictions are wrong": (
+        curves(falling, lambda x: falling(x) + 0.1, lambda x: 0.9 * x),
+        {"metric": "accuracy", "maximize": True}, "underfitting",
+    ),
     "interrupted": (curves(falling, falling), {"interrupted": True}, None),
     "no learning": (curves(lambda x: 1.0, lambda x: 1.0), {}, "no_learning"),
     "few validations": (curves(falling, turning, validations=2), {}, None),
@@ -70,6 +78,7 @@ CURVES = {
 
 @pytest.mark.catches("no_run_overfits")
 @pytest.mark.catches("early_stopping_hides_the_verdict")
+@pytest.mark.catches("perfect_runs_are_to_be_longer")
 @pytest.mark.parametrize("case", CURVES)
 def test_verdict_follows_from_the_curves(case):
     rows, options, kind = CURVES[case]
