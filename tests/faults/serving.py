@@ -349,3 +349,9 @@ def streamed_translations_lose_their_source(original):
         return original(model, [prompts[0] for _ in prompts], **options)
 
     return encode_prompts
+
+
+@fault("miniformer.serving.server:_run_until_asked_to_end")
+def ctrl_c_of_a_server_is_an_interrupted_command(original):
+    """Ctrl-C leaves the server as an exception."""
+    return lambda settings, listener: __import__("uvicorn").Server(settings).run(sockets=[listener])

@@ -65,10 +65,19 @@ def _serve(named: Mapping[str, Any], config: ServeConfig, listener: socket.socke
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             h11_max_incomplete_event_size=64 * 1024,
         )
-        uvicorn.Server(settings).run(sockets=[listener])
+        _run_until_asked_to_end(settings, listener)
+        print("serving has ended", flush=True)
     finally:
         for item in loaded.by_name.values():
             item.worker.stop(_STOP_SECONDS / 2)
+
+
+def _run_until_asked_to_end(settings: Any, listener: socket.socket) -> None:
+    """Runs the server of a `uvicorn.Config`."""
+    import uvicorn
+
+    with contextlib.suppress(KeyboardInterrupt):  # raised again after Ctrl-C has ended the server
+        uvicorn.Server(settings).run(sockets=[listener])
 
 
 def _name_of(model: Any) -> str:

@@ -214,6 +214,21 @@ def test_a_single_model_is_named_after_its_folder(monkeypatch):
     assert served == [{"mt": "runs/mt/best"}]
 
 
+@pytest.mark.catches("ctrl_c_of_a_server_is_an_interrupted_command")
+def test_ctrl_c_ends_the_server_without_an_error(monkeypatch, capsys):
+    """uvicorn ends the server at Ctrl-C, and raises KeyboardInterrupt again afterwards."""
+    import uvicorn
+
+    from miniformer.serving.server import serve
+
+    def run(self, sockets):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    serve(language_model(), port=0)
+    assert capsys.readouterr().out.endswith("Ctrl-C ends it\nserving has ended\n")
+
+
 def test_a_taken_port_is_one_message(tmp_path):
     from miniformer.serving.server import serve
 
