@@ -84,9 +84,9 @@ def run(values: dict[str, Any]) -> int:
     if not flags["quiet"]:
         print(start_line(config), flush=True)
     # Only now: these imports take seconds.
-    from miniformer.training.callbacks.progress import make_console
     from miniformer.training.resume.config import AUTO, resume_config
     from miniformer.training.run import train
+    from miniformer.utils.streams import make_console
 
     if config.resume not in (None, AUTO):
         config = resume_config(Path(str(config.resume)), values)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from miniformer import cli
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
-from miniformer.training.callbacks.progress import make_console
 from miniformer.training.setup.prepare import prepare
+from miniformer.utils.streams import make_console
 
 SHAPE = {"d_model": 8, "n_heads": 1, "n_layers": 1, "max_seq_len": 32}
 # Values of a field: sets of values that may share a file, and invalid ones.

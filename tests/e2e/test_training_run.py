@@ -21,8 +21,8 @@ from miniformer import TrainConfig, cli, trainer
 from miniformer.commands import demo
 from miniformer.data.batching.loader import BatchLoader
 from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.training.callbacks.progress import make_console
 from miniformer.training.run import train
+from miniformer.utils.streams import make_console
 from tests.kit import ROOT, VERSE, environment, run_python, write_jsonl
 from tests.kit.clock import Clock
 

@@ -74,3 +74,15 @@ def names_over_numbers_are_on_the_left(original):
 def freed_memory_stays_with_the_process(original):
     """Freed memory is not returned to the system."""
     return lambda: None
+
+
+@fault("miniformer.utils.streams:progress_bars")
+def commands_import_lightning(original):
+    """Progress bars import what training needs."""
+
+    def progress_bars(console):
+        import lightning  # noqa: F401
+
+        return original(console)
+
+    return progress_bars

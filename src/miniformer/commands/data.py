@@ -14,6 +14,7 @@ from miniformer.commands import data_convert
 from miniformer.commands.data_example import learned_example, template_of_directory
 from miniformer.config import ConfigError, UserError
 from miniformer.config.command_line import add_config_flags, command_parser, miniformer_command
+from miniformer.config.model_fields import ModelFields
 from miniformer.config.train_settings import FieldSettings
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def run(values: dict[str, Any]) -> int:
         raise UserError(registry.unknown_name_message("task", options["task"], _task_names()))
     if options["faults"] < 0:
         raise UserError(f"faults must be at least 0, not {options['faults']}")
+    from miniformer.config.resolved import given_task_options
     from miniformer.data.inspect import (
         check_training_rules,
         find_duplicates,
@@ -77,8 +79,7 @@ def run(values: dict[str, Any]) -> int:
         similar_label_warnings,
     )
     from miniformer.data.reading.mapping import FieldMapping
-    from miniformer.training.callbacks.progress import make_console, progress_bars
-    from miniformer.training.tuning.data_defaults import given_task_options
+    from miniformer.utils.streams import make_console, progress_bars
 
     try:
         given = {
@@ -124,14 +125,13 @@ def run(values: dict[str, Any]) -> int:
             show(f"duplicates {name}: {count:,}")
             for line in examples:
                 show(f"  {line}")
-    for line in mixed_label_warnings(splits):
-        show(f"warning: {line}")
-    for line in similar_label_warnings(splits):
-        show(f"warning: {line}; use one spelling")
+    warnings = [f"warning: {line}" for line in mixed_label_warnings(splits)]
+    warnings += [f"warning: {line}; use one spelling" for line in similar_label_warnings(splits)]
     fitted = check_training_rules(task, splits, max_errors=options["faults"])
     if fitted is not None:
-        for line in fitted.record_warnings(splits[0].valid_records()):
-            show(line)
+        warnings += fitted.record_warnings(splits[0].valid_records())
+    for line in warnings:
+        show(line)
     num_invalid = sum(split.num_invalid for split in splits)
     if fitted is not None:
         for line in learned_example(fitted, splits[0], options["tokenizer"]):
@@ -143,9 +143,17 @@ def run(values: dict[str, Any]) -> int:
                 show(f"  {problem}")
     for line in _suggest_settings(splits[0], unit, options):
         show(line)
-    summary = f"{num_invalid:,} invalid records; fix them before training"
-    show(summary if num_invalid else "no problems found")
+    show(_summary(num_invalid, len(warnings)))
     return 1 if num_invalid else 0
+
+
+def _summary(num_invalid: int, num_warnings: int) -> str:
+    if num_invalid:
+        plural, pronoun = ("s", "them") if num_invalid > 1 else ("", "it")
+        return f"{num_invalid:,} invalid record{plural}; fix {pronoun} before training"
+    if num_warnings:
+        return "no invalid records; see the warnings above"
+    return "no problems found"
 
 
 def _task_names() -> list[str]:
@@ -267,23 +275,26 @@ def _suggest_settings(split: SplitReport, unit: str, options: dict[str, Any]) ->
     # A pair or prompt has one or two boundary tokens.
     covered = max(float(np.percentile(lengths, 99)) for lengths in split.lengths.values()) + 2
     length = -(-int(covered * (1.5 if unit == "words" else 1.0)) // 16) * 16
-    if unit == "words":
-        length = max(length, 48)  # single words may be tokenized by characters
     task = options["task"]
     if task == "language_modeling":
         length = min(max(length, 128), 256)
-    batch_size, flags = "", ""
-    if not registry.get(
-        "task", task
-    ).per_token_loss:  # otherwise the batch size follows from the tokens
+    # A shorter limit than the default saves nothing, and the model refuses longer inputs later.
+    suggestions = {}
+    if task == "language_modeling" or length > ModelFields.max_seq_len:
+        suggestions["max_seq_len"] = length
+    flags = f" --model_config '{json.dumps(suggestions)}'" if suggestions else ""
+    if not registry.get("task", task).per_token_loss:  # else the batch size follows from the tokens
         mean = sum(float(lengths.mean()) for lengths in split.lengths.values())
         mean = min(mean * (1.5 if unit == "words" else 1.0) + 1, length)
         max_size = max(1, _MAX_BATCH_TOKENS // int(mean))
         size = 2 ** (max_size.bit_length() - 1)
         if size < _DEFAULT_BATCH_SIZE:
-            batch_size, flags = f", batch_size {size}", f" --batch_size {size}"
+            suggestions["batch_size"] = size
+            flags += f" --batch_size {size}"
     note = " (a word counts as 1.5 tokens)" if unit == "words" else ""
-    yield f"suggestion: max_seq_len {length}{batch_size}{note}"
+    if suggestions:
+        named = ", ".join(f"{name} {value}" for name, value in suggestions.items())
+        yield f"suggestion: {named}{note}"
     paths = "".join(
         f" --{name} {shlex.quote(options[name])}" for name in ("val_path", "test_path")
         if options[name]
@@ -296,7 +307,4 @@ def _suggest_settings(split: SplitReport, unit: str, options: dict[str, Any]) ->
     if options["task_config"]:
         paths += f" --task_config {shlex.quote(json.dumps(options['task_config']))}"
     files = " ".join(map(shlex.quote, options["files"]))
-    yield (
-        f"train with: {miniformer_command()} train {files} --task {task}{paths} "
-        f"--model_config '{{\"max_seq_len\": {length}}}'{flags}"
-    )
+    yield f"train with: {miniformer_command()} train {files} --task {task}{paths}{flags}"

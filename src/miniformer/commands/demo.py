@@ -64,8 +64,8 @@ def run(values: dict[str, Any]) -> int:
     minutes, work_dir = values["minutes"], values["work_dir"]
     if not 0.01 <= minutes <= 10_000:
         raise UserError(f"minutes must be from 0.01 to 10000, not {minutes}")
-    from miniformer.training.callbacks.progress import make_console  # imports take seconds
     from miniformer.training.run import train
+    from miniformer.utils.streams import make_console  # imports take seconds
 
     console = make_console()
     texts = _read_modules(Path(sysconfig.get_paths()["stdlib"]))

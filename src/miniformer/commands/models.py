@@ -128,7 +128,7 @@ def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
     """Yields a function that shows (done, total) as a bar, on a terminal only."""
     from rich.console import Console
 
-    from miniformer.training.callbacks.progress import progress_bars
+    from miniformer.utils.streams import progress_bars
 
     with progress_bars(Console(stderr=True)) as progress:
         yield lambda done, total: progress(task, done, total)

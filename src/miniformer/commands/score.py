@@ -33,7 +33,7 @@ def run(values: dict[str, Any]) -> int:
     from rich.console import Console  # imports take seconds
 
     from miniformer.checkpoint.pipeline import load
-    from miniformer.training.callbacks.progress import progress_bars
+    from miniformer.utils.streams import progress_bars
 
     pipeline = load(resolve_model(values["directory"]), adapter=values["adapter"])
     with progress_bars(Console(stderr=True)) as progress:

@@ -56,7 +56,7 @@ def run(values: dict[str, Any]) -> int:
     from miniformer.data.reading.records import JSONLinesDataset
     from miniformer.data.tokenizers.tokenizer import Tokenizer
     from miniformer.data.tokenizers.training import SAMPLE_BYTES, TextSample
-    from miniformer.training.callbacks.progress import make_console, progress_bars
+    from miniformer.utils.streams import make_console, progress_bars
 
     console = make_console()
     with progress_bars(console) as progress:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
+
+# Options of a task that a run determines from its data.
+_AUTO_TASK_OPTIONS = ("prepend_bos", "shared_token_types", "target_delta_of")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,3 +26,12 @@ class ResolvedSetting:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.value} ({self.reason})"
+
+
+def given_task_options(task_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a `task_config` without those that are auto or null."""
+    return {
+        name: value
+        for name, value in task_config.items()
+        if name not in _AUTO_TASK_OPTIONS or value not in ("auto", None)
+    }

@@ -10,11 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_matthews_corrcoef,
-)
 
 from miniformer.config import option
 from miniformer.data.batching.columnar import ColumnarStore, Example
@@ -142,6 +137,12 @@ class Classification(LabelTask):
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
         """Loss, accuracy, F1 averaged over classes, and Matthews' correlation coefficient."""
+        # This import takes seconds, and predictions do not need it.
+        from torchmetrics.functional.classification import (
+            multiclass_f1_score,
+            multiclass_matthews_corrcoef,
+        )
+
         predictions = concat_batches(batch_stats, "predictions")
         labels = concat_batches(batch_stats, "labels")
         count = len(self.require_classes())
@@ -201,6 +202,8 @@ class Classification(LabelTask):
         """Records by class (rows) and predicted class (columns), int [C, C]."""
         predictions = concat_batches(batch_stats, "predictions")
         labels = concat_batches(batch_stats, "labels")
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
         return multiclass_confusion_matrix(predictions, labels, len(self.require_classes()))
 
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_f1_score
 
 from miniformer.config import (
     GenerationConfig,
@@ -308,6 +307,8 @@ class TokenClassification(TagTask):
     ) -> dict[str, float]:
         """Loss; accuracy and macro F1 of tags; precision, recall and F1 of all spans."""
         tagged = self._tagged_words(batch_stats)
+        from torchmetrics.functional.classification import multiclass_f1_score
+
         predictions, labels = (torch.from_numpy(x) for x in (tagged.predictions, tagged.labels))
         metrics = {
             "loss": mean(batch_stats, "loss", "count"),

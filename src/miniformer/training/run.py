@@ -16,7 +16,6 @@ from miniformer.config import UserError
 from miniformer.config.train_settings import HardwareSettings
 from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.nan_check import explain_nan_errors
-from miniformer.training.callbacks.progress import make_console
 from miniformer.training.distributed import launcher
 from miniformer.training.evaluate import RunResult, evaluate, validate_last_step
 from miniformer.training.pretrain import pretrain
@@ -30,7 +29,7 @@ from miniformer.training.setup.prepare import prepare
 from miniformer.training.setup.resolve import resolve_device_type
 from miniformer.training.tuning.compile import compile_layers
 from miniformer.training.tuning.hardware import cpu_threads
-from miniformer.utils.streams import printable_output
+from miniformer.utils.streams import make_console, printable_output
 
 
 def train(

@@ -1,12 +1,16 @@
-"""Standard streams: output prints any text, input is UTF-8."""
+"""Standard streams: output prints any text, input is UTF-8; consoles and progress bars."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
 
 
 @contextlib.contextmanager
@@ -42,3 +46,36 @@ def read_stdin() -> str:
     """
     buffer = getattr(sys.stdin, "buffer", None)
     return sys.stdin.read() if buffer is None else buffer.read().decode("utf-8")
+
+
+def make_console(*, quiet: bool = False) -> Console:
+    """A console that prints text verbatim: without markup, highlighting or wrapping.
+
+    Args:
+        quiet: print nothing.
+    """
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
+
+
+@contextlib.contextmanager
+def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Yields an `update(name, done, total)` callback, which shows a progress bar for each name."""
+    if not console.is_terminal:
+        yield lambda name, done, total: None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        console=console, transient=True,
+    ) as bar:  # fmt: skip
+        tasks: dict[str, TaskID] = {}
+
+        def update(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=done, total=total)
+
+        yield update

@@ -110,8 +110,7 @@ def test_inspect_of_a_valid_classification_file(tmp_path, capsys):
     assert 'unbalanced: consider --task_config \'{"class_weights": "balanced"}\'' in out
     assert "duplicates of val in train: 5" in out
     assert "no problems found" in out
-    (length,) = re.findall(r"max_seq_len (\d+) \(", out)
-    assert int(length) >= 1.5 * np.percentile(lengths, 99)
+    assert "max_seq_len" not in out  # the default is enough
     command = re.findall(r"^train with: (.*)$", out, re.MULTILINE)[0]
     assert "--task classification" in command
     assert f"--val_path {val}" in command
@@ -145,7 +144,30 @@ def test_data_check_suggests_a_command_that_trains_with_all_that_is_given(tmp_pa
     expected = {"task": "classification", "input_field": "text", "label_field": "kind"}
     expected |= {"task_config": {"label_smoothing": 0.1}, "val_path": str(files[0])}
     assert {name: settings[name] for name in expected} == expected
-    assert settings["model_config"].keys() == {"max_seq_len"}
+    assert settings["model_config"] == {}
+
+
+def test_data_check_suggests_the_length_of_long_texts(tmp_path, capsys):
+    lengths = [800 + 2 * n for n in range(100)]
+    records = [{"input": "word " * length, "label": n % 2} for n, length in enumerate(lengths)]
+    assert check(write(tmp_path / "a.jsonl", records), "--task", "classification") == 0
+    out = capsys.readouterr().out
+    (length,) = re.findall(r"^suggestion: max_seq_len (\d+)", out, re.MULTILINE)
+    assert 0 <= int(length) - 1.5 * np.percentile(lengths, 99) < 20
+    assert f"--model_config '{{\"max_seq_len\": {length}}}'" in out.split("train with: ")[1]
+
+
+@pytest.mark.catches("data_check_counts_no_warnings")
+def test_data_check_ends_with_the_number_of_problems(tmp_path, capsys):
+    good = [{"input": f"a {n}", "label": "xy"[n % 2]} for n in range(4)]
+    for records, end in [
+        (good, "no problems found"),
+        ([*good, {"input": "a", "label": "z"}], "no invalid records; see the warnings above"),
+        ([*good, {"input": "a"}], "1 invalid record; fix it before training"),
+        ([*good, {"input": "a"}, {"input": 3}], "2 invalid records; fix them before training"),
+    ]:
+        check(write(tmp_path / "a.jsonl", records), "--task", "classification")
+        assert capsys.readouterr().out.splitlines()[-1] == end
 
 
 def test_inspect_suggests_no_batch_size_for_text_generation(tmp_path, capsys):

@@ -1,12 +1,14 @@
 """Output streams that cannot encode a character, and input that is not in the locale's encoding."""
 
 import io
+import json
 import sys
 
 import pytest
 
 from miniformer.config.command_line import command_context
 from miniformer.utils.streams import printable_output, read_stdin
+from tests.kit import run_python
 
 TEXT = "caf\u00e9 \u65e5\u672c \U0001f44d \udc80"
 
@@ -75,3 +77,23 @@ def test_standard_input_is_utf8_whatever_the_locale(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xe9"), encoding="latin-1"))
     with pytest.raises(UnicodeDecodeError):
         read_stdin()
+
+
+@pytest.mark.catches("commands_import_lightning")
+@pytest.mark.parametrize("task", ["classification", "token_classification"])
+def test_data_check_and_progress_bars_import_only_what_they_need(task, tmp_path):
+    """Lightning and torchmetrics take seconds to import; only training and metrics need them."""
+    path = tmp_path / "a.jsonl"
+    records = {
+        "classification": [{"input": "a b", "label": name} for name in "xy"],
+        "token_classification": [{"tokens": ["a"], "tags": [name]} for name in "xy"],
+    }[task]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    done = run_python(
+        "-c",
+        "import sys\nfrom miniformer import cli\nfrom miniformer.commands import models, predict\n"
+        f"code = cli.main(['data', 'check', {str(path)!r}, '--task', {task!r}])\n"
+        "with models.progress_bar('predict') as update: update(1, 2)\n"
+        "print({'lightning', 'torchmetrics'} & {*sys.modules})\nsys.exit(code)",
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "set()"), done.stderr

@@ -73,7 +73,7 @@ def run(values: dict[str, Any]) -> int:
     """Prunes; returns the exit code."""
     fields = pop_fields(values)
     from miniformer.compression.pruning.prune import prune
-    from miniformer.training.callbacks.progress import make_console
+    from miniformer.utils.streams import make_console
 
     directory, out = values.pop("directory"), values.pop("out")
     compares = not values.pop("no_compare") and values["data"] is not None

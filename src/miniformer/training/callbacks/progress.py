@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
 from miniformer.data.batching.length_bucketing import Batch
@@ -36,15 +28,6 @@ _BAR_REFRESH_SECONDS = 0.5  # between two refreshes of the bar
 _LINE_INTERVAL_SECONDS = 15.0  # between two plain lines, without a terminal
 _MAX_TRAIN_ROWS = 400  # approximate number of training rows in metrics.jsonl
 _LOGGED_BY_MODULE = ("train_", "val_", "lr", "grad_norm")  # metrics that the module logs
-
-
-def make_console(*, quiet: bool = False) -> Console:
-    """A console that prints text verbatim: without markup, highlighting or wrapping.
-
-    Args:
-        quiet: print nothing.
-    """
-    return Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
 
 
 class ProgressCallback(L.Callback):
@@ -256,23 +239,3 @@ def format_metrics(metrics: dict[str, float]) -> str:
     """Metrics in one line: `loss 1.2345, accuracy 0.8120`."""
     named = ((name.removeprefix("val_"), value) for name, value in metrics.items())
     return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in named)
-
-
-@contextlib.contextmanager
-def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields an `update(name, done, total)` callback, which shows a progress bar for each name."""
-    if not console.is_terminal:
-        yield lambda name, done, total: None
-        return
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
-        console=console, transient=True,
-    ) as bar:  # fmt: skip
-        tasks: dict[str, TaskID] = {}
-
-        def update(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name)
-            bar.update(tasks[name], completed=done, total=total)
-
-        yield update

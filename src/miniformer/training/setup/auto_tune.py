@@ -17,10 +17,10 @@ from miniformer.data.batching.loader import BatchLoader
 from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
 from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.loss_terms import combined_loss
-from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.setup.prepare import RunSetup
 from miniformer.training.tuning.lr_finder import find_batch_size, find_lr
 from miniformer.training.tuning.memory_planner import plan_memory
+from miniformer.utils.streams import progress_bars
 from miniformer.utils.units import format_bytes, parse_bytes
 
 _OPTIMIZER_BYTES_PER_PARAM = {"muon": 8.0, "adamw": 8.0, "schedulefree": 12.0}  # at most

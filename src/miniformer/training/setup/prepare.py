@@ -14,7 +14,7 @@ from miniformer import registry
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_task
 from miniformer.checkpoint.data_settings import StoredDataSettings
 from miniformer.config import ConfigError, NoEffectWarning, TransformerConfig, UserError
-from miniformer.config.resolved import ResolvedSetting
+from miniformer.config.resolved import ResolvedSetting, given_task_options
 from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.config.train_settings import IN_MEMORY
 from miniformer.data.datamodule import MiniFormerDataModule
@@ -27,7 +27,6 @@ from miniformer.data.rules import fit_task
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
-from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.resume.config import check_same_data
 from miniformer.training.setup.init_from import (
@@ -41,7 +40,6 @@ from miniformer.training.setup.resolve import Resolution, resolve_config
 from miniformer.training.setup.tokenizers import load_run_tokenizer, make_tokenizer
 from miniformer.training.tuning.data_defaults import (
     DEFAULT_BATCH_SIZE,
-    given_task_options,
     resolve_batch_size,
     resolve_model_size,
     resolve_task_options,
@@ -51,6 +49,7 @@ from miniformer.training.tuning.validation_defaults import (
     resolve_checkpoint_metric,
     resolve_validation,
 )
+from miniformer.utils.streams import progress_bars
 
 
 @dataclasses.dataclass

@@ -16,7 +16,6 @@ from miniformer.data.reading.records import as_records
 from miniformer.data.rules import fit_task
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.train_config import TrainConfig
-from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.prepare import (
     RunSetup,
@@ -28,6 +27,7 @@ from miniformer.training.setup.prepare import (
 from miniformer.training.setup.resolve import resolve_config
 from miniformer.training.tuning.data_defaults import DEFAULT_BATCH_SIZE, resolve_lr
 from miniformer.training.tuning.validation_defaults import resolve_validation
+from miniformer.utils.streams import progress_bars
 
 
 def prepare_start(

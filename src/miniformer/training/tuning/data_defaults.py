@@ -19,7 +19,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from miniformer.config.resolved import ResolvedSetting
+from miniformer.config.resolved import ResolvedSetting, given_task_options
 from miniformer.config.size_presets import SHAPE_FIELDS, SIZE_PRESETS
 from miniformer.config.train_settings import ModelSettings
 from miniformer.data.datamodule import MiniFormerDataModule
@@ -39,7 +39,6 @@ _MIN_BATCH_TOKENS, _MAX_BATCH_TOKENS = 2_048, 16_384
 _MAX_BATCH_SIZE = 256  # limits the cost of operations per example
 _MIN_BATCHES_PER_EPOCH = 100  # for small datasets of short examples
 _MAX_TOKENS = {"tiny": 200_000, "small": 800_000, "medium": 5_000_000}  # of a model size
-_AUTO_TASK_OPTIONS = ("prepend_bos", "shared_token_types", "target_delta_of")
 
 
 def resolve_lr(optimizer: str, *, from_scratch: bool) -> ResolvedSetting:
@@ -112,15 +111,6 @@ def size_for_tokens(num_tokens: int | None) -> str:
     if num_tokens is None:
         return "base"
     return next((size for size, limit in _MAX_TOKENS.items() if num_tokens < limit), "base")
-
-
-def given_task_options(task_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a `task_config` without those that are auto or null."""
-    return {
-        name: value
-        for name, value in task_config.items()
-        if name not in _AUTO_TASK_OPTIONS or value not in ("auto", None)
-    }
 
 
 def resolve_task_options(

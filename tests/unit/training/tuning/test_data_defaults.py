@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from miniformer import TrainConfig, registry, trainer
+from miniformer.config.resolved import given_task_options
 from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.data.reading.records import as_records
 from miniformer.data.tokenizers.training import TextSample
 from miniformer.training.setup.prepare import prepare
 from miniformer.training.tuning.data_defaults import (
     default_batch_size,
-    given_task_options,
     resolve_lr,
     resolve_model_size,
     resolve_task_options,
