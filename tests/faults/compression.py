@@ -297,3 +297,22 @@ def models_with_nan_are_pruned(original):
 def columns_of_compression_are_those_of_training(original):
     """Columns that are given for the data are not used."""
     return lambda pipeline, fields: original(pipeline, {})
+
+
+@fault("miniformer.compression.quantize:table_types")
+def tables_stay_as_they_are(original):
+    """Tables of a wide head have all of their bytes in a quantized directory."""
+    return lambda model, to: {}
+
+
+@fault("miniformer.compression.quantize:table_types")
+def characters_beyond_a_type_wrap(original):
+    """Tables of integers always have a byte for each."""
+
+    def table_types(model, to):
+        return {
+            name: {**item, "form": "uint8"} if item["type"] == "short_integers" else item
+            for name, item in original(model, to).items()
+        }
+
+    return table_types

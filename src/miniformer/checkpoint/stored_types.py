@@ -1,4 +1,4 @@
-"""Stored types of matrices: integers with a scale for a group of weights of a row, short floats.
+"""Stored types: integers with a scale for a group of weights of a row, short floats, tables.
 
 Scales have 17 significant bits, so the product with an integer of 8 bits is exact in float32. So
 rounding a decoded matrix again in the same groups (by the decoding kernels, a quantized base or a
@@ -19,6 +19,7 @@ _SMALLEST_SCALE = 2.0**-100  # below it weights are zero; products stay exact fa
 # Integers to which the extreme of a group is mapped, of 4 bits; those of the decoding kernels.
 _LEVELS = (-8.0, -7.6, -7.2, -6.8, 7.0)
 _FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+INTEGER_FORMS = {"uint8": torch.uint8, "int16": torch.int16}  # of tables
 
 
 class Integers:
@@ -112,6 +113,28 @@ class ShortFloat:
         if form not in _FLOATS:
             raise ValueError(f"form must be one of {', '.join(_FLOATS)}, not {form!r}")
         if tensors["values"].dtype != _FLOATS[form]:
+            raise ValueError(f"values are {tensors['values'].dtype}, not {form}")
+        return tensors["values"]
+
+
+class ShortIntegers:
+    """The type `short_integers`: tables of integers, such as characters, in fewer bytes."""
+
+    @staticmethod
+    def encode(weight: Tensor, form: str) -> dict[str, Tensor]:
+        """The same integers in another type, which has to hold them."""
+        return {"values": weight.to(INTEGER_FORMS[form])}
+
+    @staticmethod
+    def decode(tensors: dict[str, Tensor], form: str) -> Tensor:
+        """The integers in their stored type.
+
+        Raises:
+            ValueError: the form is unknown, or the tensor has another type.
+        """
+        if form not in INTEGER_FORMS:
+            raise ValueError(f"form must be one of {', '.join(INTEGER_FORMS)}, not {form!r}")
+        if tensors["values"].dtype != INTEGER_FORMS[form]:
             raise ValueError(f"values are {tensors['values'].dtype}, not {form}")
         return tensors["values"]
 

@@ -38,6 +38,7 @@ from miniformer.compression.weights import (
     check_type,
     named_matrices,
     storage_types,
+    table_types,
 )
 from miniformer.config import UserError
 from miniformer.model.transforms import merge_transforms
@@ -168,6 +169,7 @@ def quantize(
         stored.weight_storage = types
     else:
         stored = _with_types(original if calibrated is None else calibrated, types, to)
+    stored.weight_storage = {**stored.weight_storage, **table_types(stored, to)}
     write_directory(stored, pipeline, out)
     losses = None
     if reader is not None and first_loss is not None:

@@ -7,7 +7,8 @@
 | bf16, fp16 | bf16, fp16 | bf16, fp16 |
 
 All else stays as it is: norms, biases, positions, types of tokens, heads with `output_dim`, wide
-heads, and in int8 and int4 a matrix whose number of inputs is no multiple of 32. Another group than
+heads but for their tables (`table_types`), and in int8 and int4 a matrix whose number of inputs is
+no multiple of 32. Another group than
 32 is that of the matrices whose inputs are a multiple of it; `channel` is all inputs.
 """
 
@@ -17,12 +18,14 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from miniformer import registry
-from miniformer.checkpoint.stored_types import GROUP
+from miniformer.checkpoint.stored_types import GROUP, INTEGER_FORMS
 from miniformer.config import UserError
 from miniformer.model.matrices import WeightMatrix, named_components, weight_matrices
+from miniformer.model.weight_storage import named_tables
 
 TYPES = ("int8", "int4", "bf16", "fp16")
 GROUPS = (32, 64, 128, "channel")
@@ -93,6 +96,27 @@ def chosen_types(model: nn.Module, to: str, group: int | str = GROUP) -> tuple[T
             f"no matrix has a multiple of {GROUP} inputs, which {to} needs; use bf16 or fp16"
         )
     return types, unchanged
+
+
+def table_types(model: nn.Module, to: str) -> Types:
+    """The types of tables (`stored_tables` of a module), in which they have half of their bytes.
+
+    Floats are fp16, or bf16 if `to` is; integers have the smallest type that holds them.
+    """
+    types: Types = {}
+    for name, _, table in named_tables(model):
+        low, high = (float(x) for x in table.aminmax()) if table.numel() else (0.0, 0.0)
+        if table.is_floating_point():
+            form = "bf16" if to == "bf16" else "fp16"
+            if form == "bf16" or max(-low, high) <= _LARGEST_FP16:
+                types[name] = {"type": "short_float", "form": form}
+            continue
+        for form, dtype in INTEGER_FORMS.items():
+            limits = torch.iinfo(dtype)
+            if limits.min <= low and high <= limits.max:
+                types[name] = {"type": "short_integers", "form": form}
+                break
+    return types
 
 
 def rounded_weight(weight: Tensor, item: Mapping[str, Any]) -> Tensor:

@@ -30,8 +30,9 @@ Entries = dict[str, dict[str, Any]]
 _KIND = "weight_storage"
 _OWN_KEYS = ("type", "tensors", "dtype")
 _DTYPES = {
-    name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")
-}  # of decoded matrices
+    name: getattr(torch, name)
+    for name in ("float32", "float64", "bfloat16", "float16", "int32", "int64")
+}  # of decoded matrices and tables
 _LONGEST_REASON = 500  # characters of a message
 _LARGEST_FILE = 2**26  # bytes of `quantization.json`: more than 400,000 matrices
 
@@ -166,12 +167,24 @@ def types_of(entries: Entries) -> Entries:
     }
 
 
+def named_tables(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
+    """Buffers that can have a stored type: name in the `state_dict`, module and tensor.
+
+    A module lists them in `stored_tables`.
+    """
+    for path, module in named_components(model):
+        for name in getattr(module, "stored_tables", ()):
+            yield f"{path}.{name}" if path else name, module, module._buffers[name]
+
+
 def _stored_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
-    """Weight matrices and the tables of embeddings."""
+    """Weight matrices, and the tables of embeddings and of other modules."""
     yield from weight_matrices(model)
     for path, module in named_components(model):
         if isinstance(module, nn.Embedding):
             yield WeightMatrix(path, module, module._parameters["weight"], f"{path}.weight")
+    for name, module, table in named_tables(model):
+        yield WeightMatrix(name, module, table, name)
 
 
 def _storage(entry: Mapping[str, Any], label: str) -> tuple[Any, dict[str, Any]]:

@@ -232,6 +232,7 @@ KINDS: dict[str, Kind] = {
         {
             "integers": "miniformer.checkpoint.stored_types:Integers",
             "short_float": "miniformer.checkpoint.stored_types:ShortFloat",
+            "short_integers": "miniformer.checkpoint.stored_types:ShortIntegers",
         },
     ),
     # Decoding.

@@ -181,5 +181,5 @@ def test_description_messages(tmp_path, content, message):
 
 
 def test_types_of_a_plugin_join_those_built_in():
-    assert registry.builtin_names("weight_storage") == ["integers", "short_float"]
+    assert registry.builtin_names("weight_storage") == ["integers", "short_float", "short_integers"]
     assert registry.get("weight_storage", "int8") is Int8Storage

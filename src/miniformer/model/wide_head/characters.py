@@ -37,6 +37,11 @@ class CharacterFeatures(NgramFeatures):
         super().__init__(size, length, positions=False, counts=False)
         self.register_buffer("table", torch.zeros(vocab, width, dtype=torch.int32))
 
+    @property
+    def stored_tables(self) -> tuple[str, ...]:
+        """See `NgramFeatures`."""
+        return ("idf", "table")
+
     def hashes(self, inputs: Inputs) -> Tensor:
         """Hashes of the n-grams of 1 to `length` characters: int64 [B, L]; -1: none."""
         codes, types = self.characters(inputs)

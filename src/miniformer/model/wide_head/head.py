@@ -85,6 +85,16 @@ class WideHead(nn.Module):
         self.register_buffer("mix", torch.tensor([1.0, 0.0]))
         self.register_buffer("next_mix", torch.tensor([1.0, 0.0]))
 
+    @property
+    def stored_tables(self) -> tuple[str, ...]:
+        """Buffers that can be stored in half of their bytes; see `weight_storage.named_tables`.
+
+        The weights of n-grams, whose features have a norm of 1: rounding changes an output little.
+        Other features may have large weights that cancel each other.
+        """
+        is_small = all(isinstance(x, NgramFeatures) and not x.counts for x in self.groups)
+        return ("weight",) if is_small else ()
+
     def forward(self, outputs: Tensor, inputs: Inputs) -> Tensor:
         """Weighted sum of the Transformer's outputs and those of the linear head, [B, ..., C].
 

@@ -46,6 +46,11 @@ class NgramFeatures(nn.Module):
         self.register_buffer("keys", torch.arange(size))
         self.register_buffer("idf", torch.zeros(size))
 
+    @property
+    def stored_tables(self) -> tuple[str, ...]:
+        """Buffers that can be stored in half of their bytes; see `weight_storage.named_tables`."""
+        return () if self.counts else ("idf",)
+
     def forward(self, inputs: Inputs) -> SparseFeatures:
         """Known n-grams of each example and their values: int [B, L], float [B, L].
 
