@@ -136,8 +136,6 @@ def quantize(
     for name, value in (("data", data), ("calibrate", calibrate), *fields.items()):
         if value is not None and pipeline is None:
             raise UserError(f"{name} needs a model with its task: a Pipeline or its directory")
-    if fields and data is calibrate is None:
-        raise UserError(f"{next(iter(fields))} is for data and calibrate; leave it out")
     _check_calibration(to, calibrate, method)
     limit = None if budget is None else parse_budget(budget)
     if limit is not None and data is None:
@@ -150,7 +148,9 @@ def quantize(
     if aware and group != GROUP:
         raise UserError(f"the weights were trained in groups of {GROUP}; leave group out")
     types, unchanged = _stored_types(original, to, group, aware)
-    reader = None if pipeline is None else with_fields(pipeline, fields)
+    reader = None
+    if pipeline is not None:
+        reader = with_fields(pipeline, fields, data=data, calibrate=calibrate)
     if reader is not None and limit is not None and calibrate is not None:
         check_other_data(reader, data, calibrate)
     first_loss = None if reader is None or data is None else data_loss(reader, data)

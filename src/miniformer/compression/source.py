@@ -95,21 +95,30 @@ def with_model(pipeline: Pipeline, model: Any) -> Pipeline:
     return result
 
 
-def with_fields(pipeline: Pipeline, fields: Mapping[str, Any]) -> Pipeline:
+def with_fields(pipeline: Pipeline, fields: Mapping[str, Any], **data: Any) -> Pipeline:
     """A pipeline that reads records from other columns; the given one is not changed.
 
     Args:
         pipeline: the pipeline.
         fields: fields of `FieldSettings`, such as input_field="text"; empty: as in training.
+        **data: the records by the name of their argument; None: there are none.
 
     Raises:
-        UserError: a field is unknown or invalid.
+        UserError: a field is unknown or invalid, or for no records; or the model has no tokenizer.
     """
     settings = pipeline.data_settings
+    given = [name for name, records in data.items() if records is not None]
+    if given and pipeline.tokenizer is None and pipeline.task.reads_text():
+        raise UserError(
+            f"{given[0]}: the model was imported without a tokenizer.json, so it reads no records: "
+            "import it from a directory that has one"
+        )
     result = with_model(pipeline, pipeline.model)
     if fields:
         mapping = settings.override(dict(fields)).to_dict()
         result.data_settings = dataclasses.replace(settings, fields=mapping)
+        if not given:
+            raise UserError(f"{next(iter(fields))} is for {' and '.join(data)}; leave it out")
     return result
 
 

@@ -12,9 +12,11 @@ from miniformer.compression.source import read_source, relative_change
 from miniformer.config import UserError
 from miniformer.model.exit_policy import ExitPolicy
 from miniformer.tasks.classification import Classification
+from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
 
 RECORDS = [{"input": f"{n:x} is {n}", "label": "ab"[n % 2]} for n in range(40)]
+FURTHER = [{"input": f"{n:x} is {n}", "label": "ab"[n % 2]} for n in range(100, 140)]
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_losses_and_sensitivities_are_those_of_all_layers(classifier, tmp_path):
     assert early != pytest.approx(full)
     classifier.model.exit_policy = policy
     result = miniformer.quantize(
-        classifier, tmp_path / "q", to="int4", data=RECORDS, budget=0.5, calibrate=[*RECORDS]
+        classifier, tmp_path / "q", to="int4", data=RECORDS, budget=0.5, calibrate=FURTHER
     )
     assert result.losses[0] == pytest.approx(full)
     last = [row for row in result.table if row.name.startswith("layers.2.")]
@@ -52,6 +54,19 @@ def test_a_model_without_exits_is_used_as_it_is(classifier):
     assert read_source(classifier.model, "prune") is classifier.model
     with pytest.raises(UserError, match="prune takes a Pipeline, a model or a model directory"):
         read_source(torch.nn.Linear(2, 2), "prune")
+
+
+@pytest.mark.catches("records_need_no_tokenizer")
+def test_a_model_without_a_tokenizer_reads_no_records(tmp_path):
+    pipeline = Pipeline(tiny_model(), None, LanguageModeling())
+    records, out = [{"text": "a b c"}] * 40, tmp_path / "out"
+    for name in ("data", "calibrate", "heal"):
+        with pytest.raises(UserError, match=f"{name}: the model was imported without a tokenizer"):
+            miniformer.prune(pipeline, out, remove="ffn=0.5", **{name: records})
+    with pytest.raises(UserError, match=r"calibrate: the model was imported without a tokenizer"):
+        miniformer.quantize(pipeline, out, to="int8", calibrate=records)
+    assert not out.exists()
+    assert miniformer.prune(pipeline, out, remove="ffn=0.5").losses is None
 
 
 @pytest.mark.catches("change_of_a_loss_is_divided_by_its_sign")

@@ -57,7 +57,7 @@ def calibrate_exit(
         if not 0 < value < 1:
             raise UserError(f"{name} must be above 0% and below 100%, not {100 * value:g}%")
     path = Path(resolve_model(str(directory)))
-    pipeline = with_fields(load(path), fields)
+    pipeline = with_fields(load(path), fields, data=data)
     pipeline.model.exit_policy = None
     confidences, is_right = _all_exits(pipeline, data)
     num_records, needed = confidences.shape[1], min_records(max_loss, confidence)

@@ -128,7 +128,7 @@ def prune(
         method = choose_method(method, has_records=records is not None)
     if method == "magnitude" and calibrate is not None and not parts:
         raise UserError("calibrate has no effect with method=magnitude; leave one of them out")
-    if steps is not None and (heal is None or steps < 1):
+    if steps is not None and (heal is None or type(steps) is not int or steps < 1):
         problem = "needs heal" if heal is None else "must be at least 1"
         raise UserError(f"steps={steps} {problem}: the number of optimizer steps of heal")
     out = Path(out)
@@ -141,10 +141,10 @@ def prune(
     ):  # fmt: skip
         if value is not None and pipeline is None:
             raise UserError(f"{name} needs a model with its task: a Pipeline or its directory")
-    if fields and data is calibrate is heal is None:
-        raise UserError(f"{next(iter(fields))} is for data, calibrate and heal; leave it out")
     _check_model(original)
-    reader = None if pipeline is None else with_fields(pipeline, fields)
+    reader = None
+    if pipeline is not None:
+        reader = with_fields(pipeline, fields, data=data, calibrate=calibrate, heal=heal)
     if reader is not None and heal is not None:
         heal = healing_records(reader, heal)
     calibration = None

@@ -95,7 +95,7 @@ def choose_method(method: str | None, *, has_records: bool) -> str:
     if method is None:
         return "sparsegpt" if has_records else "magnitude"
     if method not in METHODS:
-        closest = difflib.get_close_matches(method, METHODS, n=1)
+        closest = difflib.get_close_matches(str(method), METHODS, n=1)
         hint = f"; did you mean {closest[0]!r}?" if closest else ""
         raise UserError(f"method={method!r} is none of {', '.join(METHODS)}{hint}")
     if method != "magnitude" and not has_records:

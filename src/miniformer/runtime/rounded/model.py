@@ -78,8 +78,8 @@ def _rounded_layers(model: nn.Module, weight_dtype: str) -> dict[nn.Module, nn.M
                 layers[module] = rounded
     if not layers:
         raise NativeKernelsUnavailable(
-            f"its layers have no float32 matrix of a multiple of {GROUP_SIZE} inputs without hooks, "
-            "adapters or other changes; use float32, or merge adapters"
+            f"its layers have no float32 matrix of a multiple of {GROUP_SIZE} inputs without "
+            "hooks, adapters or other changes; use float32, or merge adapters"
         )
     return layers
 

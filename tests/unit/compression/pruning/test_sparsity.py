@@ -152,11 +152,13 @@ def test_the_command(trained, tmp_path, capsys):
         ({"sparsity": 0.5, "calibrate": [{"input": "x"}] * 40}, "task language_modeling"),
         ({"remove": "ffn=0.5", "method": "wanda"}, "method is for sparsity"),
         ({"sparsity": 0.5, "method": "magnitude", "calibrate": RECORDS}, "calibrate has no effect"),
-        ({"sparsity": 0.5, "text_field": "text"}, "text_field is for data, calibrate and heal"),
+        ({"sparsity": 0.5, "text_field": "text"}, "text_field is for data and calibrate and heal"),
         ({"sparsity": 0.5, "heal": [{"input": "x"}]}, "heal: .*'text'.*task language_modeling"),
         ({"remove": {}}, "prune needs remove or sparsity"),
         ({"sparsity": 0.5, "steps": 5}, "steps=5 needs heal"),
         ({"sparsity": 0.5, "heal": RECORDS, "steps": 0}, "steps=0 must be at least 1"),
+        ({"sparsity": 0.5, "heal": RECORDS, "steps": "9"}, "steps=9 must be at least 1"),
+        ({"sparsity": 0.5, "tekst_field": "text", "data": RECORDS}, "tekst_field"),
     ],
 )
 def test_bad_requests(options, message, trained, tmp_path):
