@@ -296,7 +296,7 @@ def models_with_nan_are_pruned(original):
 @fault("miniformer.compression.quantize:with_fields")
 def columns_of_compression_are_those_of_training(original):
     """Columns that are given for the data are not used."""
-    return lambda pipeline, fields: original(pipeline, {})
+    return lambda pipeline, fields, **data: original(pipeline, {}, **data)
 
 
 @fault("miniformer.compression.quantize:table_types")

@@ -121,7 +121,7 @@ def healing_changes_the_zeros(original):
 @fault("miniformer.compression.pruning.healing:healed_model")
 def healed_weights_are_not_written(original):
     """The pruned model is written as it was."""
-    return lambda pruned, teacher, data, steps=None, **options: pruned.model
+    return lambda pruned, teacher, records, steps=None, **options: pruned.model
 
 
 @fault("miniformer.compression.distillation:divergence")
