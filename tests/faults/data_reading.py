@@ -281,3 +281,9 @@ def binary_files_are_read_as_text(original):
 def numbers_have_no_fix(original):
     """A cell with a decimal comma is to be fixed somehow."""
     return lambda text: "fix the cell"
+
+
+@fault("miniformer.data.reading.mapping:suggest_columns")
+def columns_in_use_are_suggested(original):
+    """The column of the input is suggested as that of the label."""
+    return lambda missing, sources, columns: original(missing, {}, columns)

@@ -136,7 +136,8 @@ class RowMapper:
             }
             missing, absent = lacking_fields(sources, known)
             if missing:
-                raise DataError(_missing_column(absent[0], known, suggest_flags(missing, known)))
+                flags = suggest_columns(missing, sources, known)
+                raise DataError(_missing_column(absent[0], known, flags))
             resolved = {field: resolve_columns(columns, row) for field, columns in sources.items()}
             self._resolved = (known, resolved)
         return resolved
@@ -185,7 +186,7 @@ def check_columns(
     missing, absent = lacking_fields(sources, columns)
     if not missing:
         return None
-    flags = suggest_flags(missing, columns)
+    flags = suggest_columns(missing, sources, columns)
     hint = f"name the columns: {flags}" if flags else "name the columns by their flags"
     noun = f"column{'s' * (len(absent) > 1)} {' and '.join(map(repr, absent))}"
     return f"there is no {noun}; the columns are {_list_names(columns)}; {hint}"
@@ -220,6 +221,14 @@ def expand_columns(columns: Sequence[str], known: Iterable[str]) -> list[str]:
         )
         result += matches or [name]
     return result
+
+
+def suggest_columns(
+    missing: Sequence[str], sources: Mapping[str, Sequence[str]], columns: Sequence[str]
+) -> str:
+    """Flags for missing fields; columns of the other fields are left out. See `suggest_flags`."""
+    used = {name for field, names in sources.items() if field not in missing for name in names}
+    return suggest_flags(missing, [name for name in columns if name not in used])
 
 
 def _missing_column(name: str, known: Sequence[str], flags: str = "") -> str:

@@ -42,6 +42,8 @@ _PAIRS = (
 def suggest_flags(missing: Sequence[str], columns: Sequence[str]) -> str:
     """Flags that name the columns of missing fields, such as `--input_field text`; "": no idea.
 
+    A field whose column is unknown has COLUMN as its name if another one is known.
+
     Args:
         missing: fields that the file lacks.
         columns: columns of the file.
@@ -59,8 +61,8 @@ def suggest_flags(missing: Sequence[str], columns: Sequence[str]) -> str:
     parts = []
     for field in missing:
         flag = next((flag for flag, fields in FIELD_FLAGS.items() if field in fields), None)
-        if flag is not None and field in chosen:
-            parts.append(f"--{flag} {_quote(chosen[field])}")
+        if flag is not None and chosen:
+            parts.append(f"--{flag} {_quote(chosen[field]) if field in chosen else 'COLUMN'}")
     return " ".join(parts)
 
 

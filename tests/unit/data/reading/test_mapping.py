@@ -1,6 +1,7 @@
 """Columns of fields: settings, rows of typed values, messages with flags."""
 
 import json
+import re
 
 import pytest
 
@@ -171,3 +172,33 @@ def test_mapping_of_a_config_round_trips():
 @pytest.mark.catches("suggested_flags_follow_the_order_of_columns")
 def test_flags_are_suggested_by_usual_names(missing, columns, flags):
     assert suggest_flags(missing, columns) == flags
+
+
+@pytest.mark.catches("columns_in_use_are_suggested")
+def test_suggested_columns_are_those_that_no_field_has(tmp_path):
+    rows = [{"text": "a", "kind": "x"}, {"text": "b"}]
+    mapping = FieldMapping(input_field="text", label_field="kind")
+    with pytest.raises(
+        UserError, match=r"record 1: .* no column 'kind' \(it has 'text'\); name one of"
+    ):
+        list(as_records(rows, LABELED, mapping=mapping))
+
+
+@pytest.mark.parametrize(
+    ("header", "fields", "message"),
+    [
+        (
+            "Nr;Text;Kategorie;Datum", LABELED,
+            "name the columns: --input_field Text --label_field COLUMN. If the file has no header",
+        ),
+        (
+            "Nr;Text;Kategorie;Datum", {"text": schema.check_text},
+            "--text_field Text. For another task than language_modeling, set --task",
+        ),
+    ],
+)  # fmt: skip
+def test_header_without_the_columns_names_the_flags(tmp_path, header, fields, message):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\n1;a;b;c\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        as_records(str(path), fields)

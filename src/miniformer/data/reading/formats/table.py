@@ -16,10 +16,10 @@ from miniformer.data.reading.mapping import (
     available_columns,
     expand_columns,
     lacking_fields,
+    suggest_columns,
 )
 from miniformer.data.reading.parsing import DataError, Record, RecordError, decode_as
 from miniformer.data.reading.record_index import RecordIndex
-from miniformer.data.reading.suggestions import suggest_flags
 from miniformer.utils.columns import parse_delimiter, split_names
 
 _CANDIDATES = (",", ";", "\t", "|")
@@ -141,7 +141,8 @@ class TextTable:
         if len(first) != len(names):
             raise DataError(
                 f"the row has {len(first)} cells, columns has {len(names)} names "
-                f"({', '.join(names)}); name each column (the row: {list(first)})"
+                f"({', '.join(names)}); name each column of this file with --columns (the row: "
+                f"{list(first)})"
             )
         return names
 
@@ -169,13 +170,14 @@ def _header_problem(
         return None
     columns = f"column{'s' * (len(absent) > 1)} {' and '.join(map(repr, absent))}"
     shown = ", ".join(repr(name[:40]) for name in names[:12]) + ", ..." * (len(names) > 12)
-    flags = suggest_flags(missing, names)
+    flags = suggest_columns(missing, sources, names)
     named = f"name the columns: {flags}" if flags else "name its columns by their flags"
     example = _example_columns(list(sources), len(names))
+    task = " For another task than language_modeling, set --task." if [*sources] == ["text"] else ""
     return (
         f"the first row has no {columns}; it has {shown} (separated by {delimiter!r}). If it is a "
-        f"header, {named}. If the file has no header, name all columns in their order, such as "
-        f"--columns {example}"
+        f"header, {named}.{task} If the file has no header, name all columns in their order, such "
+        f"as --columns {example}"
     )
 
 
