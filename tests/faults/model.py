@@ -1182,3 +1182,9 @@ def products_of_any_type_are_taken(original):
 def every_cpu_is_of_one_maker(original):
     """The maker of a processor is not read."""
     return lambda path=None: "GenuineIntel"
+
+
+@fault("miniformer.model.ops.products:_is_right")
+def every_operator_is_right(original):
+    """The operator of another version of torch is not checked."""
+    return lambda: True

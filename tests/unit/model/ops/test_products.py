@@ -241,6 +241,14 @@ def test_library_follows_from_the_processor(maker, capability, mkl, faster, monk
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     assert products._is_faster.__wrapped__() is faster
+
+
+@pytest.mark.catches("every_operator_is_right")
+def test_another_operator_is_not_taken(monkeypatch):
+    is_right = getattr(products._is_right, "__wrapped__", products._is_right)  # or a fault's
+    assert is_right() is True
+    monkeypatch.setattr(products, "_is_right", is_right)
     for problem in (lambda *_: torch.zeros(2, 4), lambda: None):
         monkeypatch.setattr(products, "_product", problem)
-        assert products._is_faster.__wrapped__() is False
+        x, weight = make(8, 5), make(4, 5)
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
