@@ -36,6 +36,7 @@ def fixture_calls(monkeypatch):
 
     monkeypatch.setattr(products, "_product", counted)
     monkeypatch.setattr(products, "_is_faster", lambda: True)
+    monkeypatch.setattr(products, "_is_right", lambda: True)
     monkeypatch.setattr(products, "_MIN_WORK", {False: 0, True: 0})
     monkeypatch.setattr(products, "_MIN_ROWS", 0)
     return shapes
@@ -245,8 +246,12 @@ def test_library_follows_from_the_processor(maker, capability, mkl, faster, monk
 
 @pytest.mark.catches("every_operator_is_right")
 def test_another_operator_is_not_taken(monkeypatch):
+    monkeypatch.undo()
     is_right = getattr(products._is_right, "__wrapped__", products._is_right)  # or a fault's
     assert is_right() is True
+    monkeypatch.setattr(products, "_is_faster", lambda: True)
+    monkeypatch.setattr(products, "_MIN_WORK", {False: 0, True: 0})
+    monkeypatch.setattr(products, "_MIN_ROWS", 0)
     monkeypatch.setattr(products, "_is_right", is_right)
     for problem in (lambda *_: torch.zeros(2, 4), lambda: None):
         monkeypatch.setattr(products, "_product", problem)
