@@ -166,11 +166,7 @@ def _parse_again(
 
 
 def _files_as_flag(parser: Any, argv: list[str]) -> list[str]:
-    """Arguments in which files without a flag are the value of the flag that they stand for.
-
-    Raises:
-        UserError: the flag is given, too.
-    """
+    """Arguments in which files without a flag are the value of the flag that they stand for."""
     parser, first = find_subparser(parser, argv)
     flag = getattr(parser, _FILES_FLAG, None)
     if flag is None:
@@ -185,15 +181,20 @@ def _files_as_flag(parser: Any, argv: list[str]) -> list[str]:
         takes_value = "=" not in item and (action is None or action.nargs != 0)
         if takes_value and (value := next(rest, None)) is not None:
             others.append(value)
-    if not files:
-        return argv
-    reject_switch_values(parser, argv)
+    if files:
+        reject_switch_values(parser, argv)
+        argv = [*others, *_flag_of_files(files, flag, others)]
+    return argv
+
+
+def _flag_of_files(files: list[str], flag: str, others: list[str]) -> list[str]:
+    """Raises a UserError if the flag is among the other arguments."""
     if any(item.partition("=")[0] == flag for item in others):
         raise UserError(
             f"unexpected argument {files[0]!r}: files without a flag are those of {flag}, which is "
             "given, too; leave one out, or name several files without it"
         )
-    return [*others, flag, files[0] if len(files) == 1 else json.dumps(files)]
+    return [flag, files[0] if len(files) == 1 else json.dumps(files)]
 
 
 class CommandExit:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from miniformer.model.ops.linear import matmul_dtype
-from miniformer.model.ops.products import add_matmul, matmul
+from miniformer.model.ops.products import matmul, takes_onednn
 
 _IGNORE_INDEX = -100  # as in miniformer.data.batching.packing
 _CHUNK_BYTES = 2**25  # of a chunk's logits in float32: small for memory, large for speed
@@ -128,10 +128,12 @@ def _loss_and_gradients(
         part = slice(start, min(start + rows, positions))
         # Both [n, V], in the same memory unless the products are narrower; modified in place.
         z, narrow = (buffer[: part.stop - start] for buffer in (logits, products))
-        if bias is None:
-            matmul(features[part], weight.t(), out=narrow)
-        else:
+        if bias is not None:
             torch.addmm(bias, features[part], weight.t(), out=narrow)
+        elif takes_onednn(features[part], weight.t()):
+            narrow.copy_(matmul(features[part], weight.t()))
+        else:
+            torch.mm(features[part], weight.t(), out=narrow)
         if narrow.dtype != wide:
             z.copy_(narrow)
         slope = None
@@ -158,10 +160,12 @@ def _loss_and_gradients(
         if narrow.dtype != wide:
             narrow.copy_(z)
         if by_features is not None:
-            matmul(narrow, weight, out=by_features[part])
-        if by_weight is not None and narrow.dtype == wide:
-            add_matmul(by_weight, narrow.t(), inputs[part])
-        elif by_weight is not None:
+            torch.mm(narrow, weight, out=by_features[part])
+        if by_weight is None:
+            continue
+        if narrow.dtype == wide and not takes_onednn(narrow.t(), inputs[part]):
+            by_weight.addmm_(narrow.t(), inputs[part])
+        else:
             # In blocks: on a CPU, adding narrow to wide makes a wide copy of the narrow tensor.
             split: Any = torch.Tensor.split
             blocks = zip(
@@ -170,7 +174,7 @@ def _loss_and_gradients(
                 strict=True,
             )
             for total, columns in blocks:
-                total.add_(torch.mm(columns.t(), inputs[part]))
+                total.add_(matmul(columns.t(), inputs[part]))
     if by_features is not None:
         by_features.mul_(valid.to(dtype)[:, None])
     gradients = (by_features, by_weight, by_bias)

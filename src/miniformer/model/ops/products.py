@@ -68,32 +68,26 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Computes a @ b without gradients, [rows, n] by [n, columns]; `out` is for the result."""
-    if not _takes_onednn(a, b.t(), _MIN_WORK[False]):
-        return torch.mm(a, b, out=out)
-    product = _product(a, b.t(), None)
-    return product if out is None else out.copy_(product)
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Computes a @ b without gradients, [rows, n] by [n, columns]."""
+    return _product(a, b.t(), None) if takes_onednn(a, b) else torch.mm(a, b)
 
 
-def add_matmul(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a @ b to a tensor, without gradients; see `matmul`."""
-    if _takes_onednn(a, b.t(), _MIN_WORK[False]):
-        total.add_(_product(a, b.t(), None))
-    else:
-        total.addmm_(a, b)
+def takes_onednn(a: Tensor, b: Tensor) -> bool:
+    """True if a @ b, without gradients, is oneDNN's, which copies an operand that is transposed."""
+    return _takes_onednn(a, b.t(), _MIN_WORK[False])
 
 
 def bmm(a: Tensor, b: Tensor) -> Tensor:
     """Computes a @ b without gradients, of N pairs of matrices."""
-    if not _takes_onednn(a[0], b[0].t(), _MIN_WORK[False]):
+    if not takes_onednn(a[0], b[0]):
         return torch.bmm(a, b)
     return torch.stack([_product(x, y.t(), None) for x, y in zip(a, b, strict=True)])
 
 
 def baddbmm(total: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float = 1) -> Tensor:
     """Computes beta * total + alpha * a @ b without gradients, of N pairs of matrices."""
-    if not _takes_onednn(a[0], b[0].t(), _MIN_WORK[False]):
+    if not takes_onednn(a[0], b[0]):
         return torch.baddbmm(total, a, b, beta=beta, alpha=alpha)
     return bmm(a, b).mul_(alpha).add_(total, alpha=beta)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,17 @@ class NaNCheck:
         is_finite = torch.stack([loss for loss, _ in pending]).isfinite()
         bad_indices = (~is_finite).nonzero()[:, 0].tolist()
         if bad_indices:
-            first = steps[bad_indices[0]]
-            positions = [pending[i][1] for i in bad_indices if steps[i] == first]
-            value = float(pending[bad_indices[0]][0])
-            raise NonFiniteLossError("training", value, first, [p for p in positions if p])
+            raise _first_error(pending, steps, bad_indices)
+
+
+def _first_error(
+    pending: Sequence[tuple[Tensor, Any]], steps: Sequence[int], bad_indices: Sequence[int]
+) -> NonFiniteLossError:
+    """The error of the first step with a loss that is not finite."""
+    first = steps[bad_indices[0]]
+    positions = [pending[i][1] for i in bad_indices if steps[i] == first]
+    value = float(pending[bad_indices[0]][0])
+    return NonFiniteLossError("training", value, first, [p for p in positions if p])
 
 
 @contextlib.contextmanager

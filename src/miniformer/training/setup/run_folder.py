@@ -38,16 +38,24 @@ def run_folder_errors() -> Iterator[list[Path]]:
     try:
         yield created
     except BaseException as error:
-        for folder in created:
-            if not _is_used(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        _remove_unused(created)
         if not isinstance(error, OSError) or error.errno not in _NO_SPACE_ERRNOS:
             raise
-        path = f"{error.filename}: " if error.filename else ""
-        raise UserError(
-            f"{path}{error.strerror}; earlier files are complete: free disk space, then continue "
-            "with --resume RUN"
-        ) from None
+        raise UserError(_no_space_message(error)) from None
+
+
+def _no_space_message(error: OSError) -> str:
+    path = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{path}{error.strerror}; earlier files are complete: free disk space, then continue with "
+        "--resume RUN"
+    )
+
+
+def _remove_unused(folders: list[Path]) -> None:
+    for folder in folders:
+        if not _is_used(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_used(folder: Path) -> bool:

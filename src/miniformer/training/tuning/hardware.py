@@ -42,7 +42,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 def _benchmark_matmul(device: torch.device, dtype: torch.dtype) -> float:
     best = 0.0
     first = torch.ones(_MATRIX_SIZES[0], _MATRIX_SIZES[0], device=device, dtype=dtype)
-    torch.mm(first, first)  # the library of a GPU takes up to seconds to load
+    matmul(first, first)  # the library of a GPU takes up to seconds to load
     _synchronize(device)
     start = time.perf_counter()
     generator = torch.Generator(device).manual_seed(0)  # products of zeros are faster
