@@ -21,6 +21,7 @@ import torch
 from environment import environment
 from miniformer import Transformer, TransformerConfig
 from miniformer.generation.runtime import inference_model
+from miniformer.model.ops.products import matmul
 
 RESULTS = Path(__file__).parent / "results" / "encoders.json"
 DTYPES = ("float32", "bf16", "int8", "int4")
@@ -53,7 +54,7 @@ def measure(width, batch, layers, rounds):
                 dtype = DTYPES[(number + turn) % len(DTYPES)]
                 result, times[dtype] = seconds_of(lambda: models[dtype].features(ids))  # noqa: B023
                 errors[dtype] = float((result - exact).norm() / exact.norm())
-            peak.append(PEAK_SIZE**3 / seconds_of(lambda: matrix @ matrix)[1])
+            peak.append(PEAK_SIZE**3 / seconds_of(lambda: matmul(matrix, matrix))[1])
             if turn >= 2:
                 for dtype, value in times.items():
                     seconds[dtype].append(value)

@@ -34,6 +34,7 @@ BACKED = {
     ),
     ("docs/compression.md", "Encoders"): (["encoders"], {"8", "16 x", "32"}),
     ("docs/generation.md", "Speed"): (["weights"], {"512", "2.11"}),
+    ("docs/generation.md", "Speculative decoding"): (["layer_drafts"], {"2", "2024"}),
     ("docs/finetuning.md", "A quantized base"): (["adapters"], {"32", "2023"}),
     ("docs/training.md", "Optimizers and learning rates"): (
         ["optimizers"], {"0.005", "0.7", "0.8", "4", "128,", "12 x", "64", "1", "2", "20"},

@@ -114,6 +114,8 @@ def test_the_command_and_python_draft_with_layers(tmp_path, capsys):
     m = Pipeline(model, tokenizer, task=LanguageModeling(), generation=generation)
     plain = m.generate("ab", temperature=0.0)
     assert m.generate("ab", temperature=0.0, draft="layers:1") == plain
+    speculation = Speculation.from_draft("layers:1")
+    assert (speculation.num_layers, speculation.num_draft_tokens) == (1, 3)
     save_directory(
         tmp_path / "model",
         model=model,
