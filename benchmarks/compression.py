@@ -115,7 +115,9 @@ def pruned(heals=False, **options):
         if heals:
             steps = max(1, int(_SHARE_OF_STEPS * source.num_steps()))
             arguments |= {"heal": str(source.files["train"]), "steps": steps}
-        miniformer.prune(source.model, out, calibrate=str(source.files["train"]), **arguments)
+        if arguments.get("method") != "magnitude":  # which needs no records
+            arguments["calibrate"] = str(source.files["train"])
+        miniformer.prune(source.model, out, **arguments)
 
     return make
 

@@ -6,6 +6,17 @@ from tests.faults import fault
 
 
 @fault("miniformer.generation.sampling:filtered_probs")
+def a_tiny_top_p_leaves_no_token(original):
+    """A top_p that is 0 in float32 removes every token."""
+
+    def filtered_probs(logits, options):
+        probabilities, ids = original(logits, options)
+        return probabilities * (options.top_p is None or options.top_p > 1e-38), ids
+
+    return filtered_probs
+
+
+@fault("miniformer.generation.sampling:filtered_probs")
 def top_p_is_dropped(original):
     """Tokens outside the nucleus stay."""
 

@@ -115,7 +115,8 @@ def filtered_probs(logits: Tensor, options: GenerationConfig) -> tuple[Tensor, T
     probabilities = scaled.softmax(-1)
     if options.top_p is not None:
         before = probabilities.cumsum(-1) - probabilities  # of more likely tokens
-        probabilities = probabilities.masked_fill(before >= options.top_p, 0.0)
+        top_p = max(options.top_p, torch.finfo(before.dtype).tiny)  # 0 would leave no token
+        probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     if options.min_p is not None:
         threshold = options.min_p * probabilities.amax(-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < threshold, 0.0)

@@ -70,6 +70,15 @@ def test_sampling_inverts_the_cumulative_distribution(number, token):
     assert sample_next_token(logits, GenerationConfig(), uniform).tolist() == [token]
 
 
+@pytest.mark.catches("a_tiny_top_p_leaves_no_token")
+@pytest.mark.parametrize("top_p", [1e-30, 1e-125, 5e-324])
+def test_the_most_likely_token_remains_with_any_top_p(top_p):
+    options = GenerationConfig(temperature=1.0, top_p=top_p)
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 1.0]])
+    assert sample_next_token(logits, options).tolist() == [1, 0]
+    assert sampling_distribution(logits, options).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
 @pytest.mark.parametrize("options", [{"top_p": 0.6}, {"top_k": 2}, {"min_p": 0.5}, {}])
 @pytest.mark.parametrize("size", [4, 1000])
 def test_sampling_of_the_largest_uniform_number_is_an_allowed_token(options, size):
