@@ -256,3 +256,13 @@ def weights_of_a_file_are_read_twice(original):
             }
 
     return open_weights
+
+
+@fault("miniformer.model.weight_file:_has_other_tensors")
+def plain_tensors_of_parts_have_no_memory(original):
+    """Only buffers count as tensors outside of the file."""
+
+    def has_other_tensors(model):
+        return bool({name for name, _ in model.named_buffers()} - model.state_dict().keys())
+
+    return has_other_tensors

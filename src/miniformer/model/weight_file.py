@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -66,15 +67,27 @@ def open_weights(path: Path) -> Iterator[dict[str, WeightSource]]:
 def empty_model(make: Callable[[], Any]) -> Any:
     """A model whose weights have no memory until `assign_weights` (device meta).
 
-    If it has buffers that are no part of its `state_dict`, it is made with memory.
+    A model has memory if it has tensors that are no part of its `state_dict`, or if a part reads its
+    tensors when it is made.
 
     Args:
         make: makes the model.
     """
-    with torch.device("meta"):
-        model = make()
-    others = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
-    return make() if others else model
+    try:
+        with torch.device("meta"):
+            model = make()
+    except Exception:  # that of a part of one's own; any other error comes again
+        return make()
+    return make() if _has_other_tensors(model) else model
+
+
+def _has_other_tensors(model: nn.Module) -> bool:
+    """True for buffers that are not stored, and for tensors in plain attributes of modules."""
+    buffers = {name for name, _ in model.named_buffers()}
+    values = (value for module in model.modules() for value in vars(module).values())
+    lists = (value if isinstance(value, (list, tuple)) else [value] for value in values)
+    has_plain = any(isinstance(value, Tensor) for value in itertools.chain.from_iterable(lists))
+    return has_plain or not buffers <= model.state_dict().keys()
 
 
 def assign_weights(model: nn.Module, sources: Mapping[str, WeightSource]) -> None:

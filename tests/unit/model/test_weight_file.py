@@ -105,6 +105,37 @@ def test_model_with_values_outside_of_its_file_is_made_with_memory():
     assert empty_model(lambda: nn.Linear(2, 2)).weight.is_meta
 
 
+class Slopes(nn.Module):
+    """Keeps a tensor in a plain attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.slopes = [torch.arange(3.0)]
+
+
+class Scaled(nn.Module):
+    """Reads a tensor when it is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.scale = torch.linspace(0, 1, 3).sum().item()
+
+
+@pytest.mark.catches("plain_tensors_of_parts_have_no_memory")
+def test_parts_with_tensors_of_their_own_are_made_with_memory():
+    assert torch.equal(empty_model(Slopes).slopes[0], torch.arange(3.0))
+    assert empty_model(Scaled).scale == 1.5
+    assert empty_model(lambda: nn.Linear(2, 2)).weight.is_meta
+
+    def fails():
+        raise ValueError("of the part")
+
+    with pytest.raises(ValueError, match="of the part"):
+        empty_model(fails)
+
+
 def test_loading_draws_no_random_numbers(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     state = torch.get_rng_state()
