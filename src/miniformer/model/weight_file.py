@@ -67,8 +67,8 @@ def open_weights(path: Path) -> Iterator[dict[str, WeightSource]]:
 def empty_model(make: Callable[[], Any]) -> Any:
     """A model whose weights have no memory until `assign_weights` (device meta).
 
-    A model has memory if it has tensors that are no part of its `state_dict`, or if a part reads its
-    tensors when it is made.
+    A model has memory if it has tensors that are no part of its `state_dict`, or if a part reads
+    its tensors when it is made.
 
     Args:
         make: makes the model.
