@@ -11,7 +11,7 @@ from miniformer.utils.formats import format_number, metric_label
 
 _MIN_VALIDATIONS = 4  # fewer show no trend
 _MIN_RISE = 0.05  # of the validation loss after its minimum, for overfitting
-_MIN_RISE_OF_LOSS = 0.01  # nats, or variances of a regression; less is of no use to mend
+_MIN_RISE_OF_LOSS = 0.01  # nats, or variances of a regression; a smaller rise is noise
 _MIN_TRAIN_FALL = 0.1  # of the training loss meanwhile
 _END_SHARE, _MIN_END_IMPROVEMENT = 0.2, 0.02  # of a run that ends too early
 _MIN_LEARNED = 0.02  # fall of the training loss over a run
