@@ -129,6 +129,12 @@ def one_bad_input_stops_the_others(original):
     return predict_chunk
 
 
+@fault("miniformer.commands.predict:_summary")
+def predict_counts_errors_as_predictions(original):
+    """The number of predictions is that of the inputs."""
+    return lambda values, num_inputs, num_problems: original(values, num_inputs, 0)
+
+
 @fault("miniformer.commands.inputs:_parse_lines")
 def lines_of_inputs_end_at_any_separator(original):
     """Inputs are split at U+2028 and the like, which JSON allows within a string."""

@@ -85,3 +85,15 @@ def shares_of_none_and_all_are_taken(original):
 def models_with_transforms_are_pruned(original):
     """A model with transforms is taken."""
     return lambda model: None
+
+
+@fault("miniformer.compression.source:effective_state_dict")
+def transforms_can_always_be_merged(original):
+    """The advice to merge transforms is given without trying."""
+    return lambda model: {}
+
+
+@fault("miniformer.compression.pruning.prune:check_labels")
+def layers_ask_for_labels_that_are_refused(original):
+    """A model without labels is asked for labeled records."""
+    return lambda task, parts: None

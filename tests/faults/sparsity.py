@@ -119,6 +119,21 @@ def healing_changes_the_zeros(original):
 
 
 @fault("miniformer.compression.pruning.healing:healed_model")
+def healing_advises_settings_of_train(original):
+    """A loss that is not finite has the advice of `train`."""
+
+    def healed_model(*arguments, **options):
+        from miniformer.config import UserError
+
+        try:
+            return original(*arguments, **options)
+        except UserError as error:
+            raise error.__context__ from None
+
+    return healed_model
+
+
+@fault("miniformer.compression.pruning.healing:healed_model")
 def healed_weights_are_not_written(original):
     """The pruned model is written as it was."""
     return lambda pruned, teacher, records, steps=None, **options: pruned.model

@@ -100,6 +100,7 @@ def add_arguments(parser: Any) -> None:
         help="skip: an invalid input has a null line, the others are predicted, and the exit code "
         "is 2; stop: the first one ends the command",
     )
+    parser.add_argument("--quiet", action="store_true", help="print errors and predictions only")
     add_adapter_flag(parser)
     add_adapters_flags(parser)
     add_field_flags(parser)
@@ -132,13 +133,22 @@ def run(values: dict[str, Any]) -> int:
             done += len(chunk)
             if total is not None:
                 progress(min(done, total), total)
-    if num_problems and done > 1:
-        print(
-            f"miniformer: {num_problems:,} of {done:,} inputs have errors; their lines are null",
-            file=sys.stderr,
-        )
-    print_exits(pipeline)
+    if summary := _summary(values, done, num_problems):
+        print(f"miniformer: {summary}", file=sys.stderr)
+    if not values["quiet"]:
+        print_exits(pipeline)
     return 2 if num_problems else 0
+
+
+def _summary(values: dict[str, Any], num_inputs: int, num_problems: int) -> str:
+    """The written file, with its number of predictions, and the number of errors; may be empty."""
+    parts = []
+    if values["output"] not in (None, "-") and not values["quiet"]:
+        number = num_inputs - num_problems
+        parts.append(f"{number:,} prediction{'s' * (number != 1)} written to {values['output']}")
+    if num_problems and num_inputs > 1:
+        parts.append(f"{num_problems:,} of {num_inputs:,} inputs have errors; their lines are null")
+    return "; ".join(parts)
 
 
 def _check_values(values: dict[str, Any]) -> None:

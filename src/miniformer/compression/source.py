@@ -15,6 +15,7 @@ from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 from miniformer.model.config_file import read_config
+from miniformer.model.transforms import effective_state_dict
 
 
 def read_source(model: Any, action: str) -> Any:
@@ -58,13 +59,22 @@ def check_without_transforms(model: Any) -> None:
     """Checks that a model has no transforms.
 
     Raises:
-        UserError: it has some.
+        UserError: it has some; the message says how to merge them, if they can be merged.
     """
-    if model.transforms:
-        names = ", ".join(item["type"] for item in model.transforms)
+    if not model.transforms:
+        return
+    names = ", ".join(item["type"] for item in model.transforms)
+    try:
+        effective_state_dict(model)
+    except UserError:
         raise UserError(
-            f"the model has transforms ({names}); merge them first: miniformer.merge_transforms"
-        )
+            f"the model has transforms ({names}) that cannot be merged into its weights; take a "
+            "model that was trained without them"
+        ) from None
+    raise UserError(
+        f"the model has transforms ({names}); merge them first, in Python: m = "
+        "miniformer.load(DIR); m.model = miniformer.merge_transforms(m.model); m.save(OUT)"
+    )
 
 
 def stored_kinds(model: Any) -> str:

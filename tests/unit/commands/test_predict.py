@@ -105,6 +105,26 @@ def test_predict_goes_on_after_errors_and_names_their_lines(models, tmp_path, ca
     assert f"{source}:2: not JSON" in capsys.readouterr().err
 
 
+@pytest.mark.catches("predict_counts_errors_as_predictions")
+def test_predict_prints_what_it_writes_to_a_file(models, tmp_path, capsys):
+    source = write_rows(tmp_path / "in.jsonl", [{"word": "ab"}, {"word": 5}, {"word": "b"}])
+    good = write_rows(tmp_path / "good.jsonl", [{"word": "ab"}])
+    directory, out = str(models / "classification"), str(tmp_path / "out.jsonl")
+    assert cli.main(["predict", directory, "--input", good, "--output", out]) == 0
+    assert capsys.readouterr() == ("", f"miniformer: 1 prediction written to {out}\n")
+    assert cli.main(["predict", directory, "--input", good, "--output", out, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.main(["predict", directory, "--input", source, "--output", out]) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    problem = "1 of 3 inputs have errors; their lines are null"
+    assert last == f"miniformer: 2 predictions written to {out}; {problem}"
+    assert cli.main(["predict", directory, "--input", source, "--output", out, "--quiet"]) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == f"miniformer: {problem}"
+    assert cli.main(["predict", directory, "ab"]) == 0  # predictions are on standard output
+    assert capsys.readouterr().err == ""
+
+
 def test_predict_reads_lines_of_text_on_standard_input(models, capsys, monkeypatch):
     """Each line has its prediction, also an empty one."""
     give_stdin(monkeypatch, "ab\n\n\u2028cab 5\r\n")

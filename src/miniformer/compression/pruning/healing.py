@@ -59,17 +59,25 @@ def healed_model(
         UserError: the loss becomes NaN or infinite.
     """
     from miniformer.training.api import train
+    from miniformer.training.callbacks.nan_check import NonFiniteLossError
 
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "teacher"
         teacher.save(directory)
-        result = train(
-            records,
-            in_memory=True,
-            start=pruned,
-            console=console,
-            loss_terms=[{"type": "distillation", "teacher": str(directory)}],
-            callbacks=["weight_masks"] if has_zeros else [],
-            **({"max_epochs": 1} if steps is None else {"max_steps": steps}),
-        )
+        try:
+            result = train(
+                records,
+                in_memory=True,
+                start=pruned,
+                console=console,
+                loss_terms=[{"type": "distillation", "teacher": str(directory)}],
+                callbacks=["weight_masks"] if has_zeros else [],
+                **({"max_epochs": 1} if steps is None else {"max_steps": steps}),
+            )
+        except NonFiniteLossError as error:
+            zeros = " --callbacks '[\"weight_masks\"]'" if has_zeros else ""
+            raise UserError(
+                f"heal: {error.problem}; prune less, or leave heal out and train the pruned "
+                f"directory with a low rate: miniformer train FILE --init_from OUT --lr 1e-5{zeros}"
+            ) from None
     return result.pipeline.model

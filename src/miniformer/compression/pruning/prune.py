@@ -11,7 +11,7 @@ from miniformer.checkpoint.directory import require_empty
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.compression.calibration.data import CalibrationData
 from miniformer.compression.pruning.healing import healed_model, healing_records
-from miniformer.compression.pruning.removal import remove_parts
+from miniformer.compression.pruning.removal import check_labels, remove_parts
 from miniformer.compression.pruning.request import choose_method, parse_removal, parse_sparsity
 from miniformer.compression.pruning.sparsity import Zeros, count_zeros, sparse_model
 from miniformer.compression.source import (
@@ -142,6 +142,7 @@ def prune(
         if value is not None and pipeline is None:
             raise UserError(f"{name} needs a model with its task: a Pipeline or its directory")
     _check_model(original)
+    check_labels(getattr(pipeline, "task", None), parts)
     reader = None
     if pipeline is not None:
         reader = with_fields(pipeline, fields, data=data, calibrate=calibrate, heal=heal)

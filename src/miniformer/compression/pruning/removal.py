@@ -14,7 +14,7 @@ from miniformer.compression.pruning.importance import (
     taylor_scores,
     weight_scores,
 )
-from miniformer.compression.pruning.request import count_removed
+from miniformer.compression.pruning.request import COUNTS, count_removed
 from miniformer.compression.pruning.structure import (
     Indices,
     attentions,
@@ -29,6 +29,20 @@ from miniformer.compression.pruning.structure import (
 )
 from miniformer.compression.source import with_model
 from miniformer.config import UserError
+from miniformer.tasks.embedding import EmbeddingTask
+
+
+def check_labels(task: Any, parts: dict[str, float]) -> None:
+    """Checks that the task has labels if layers are to be removed, which they choose.
+
+    Raises:
+        UserError: it has none.
+    """
+    if isinstance(task, EmbeddingTask) and not parts.keys().isdisjoint(COUNTS):
+        raise UserError(
+            "remove: layers are chosen by labeled records, and a model for embedding has no "
+            "labels; remove heads or ffn"
+        )
 
 
 def remove_parts(

@@ -24,6 +24,9 @@ class NonFiniteLossError(UserError):
         value: the loss.
         step: optimizer step.
         batch_positions: positions in the data of the batches with such a loss.
+
+    Attributes:
+        problem: the message without its advice.
     """
 
     def __init__(
@@ -33,9 +36,8 @@ class NonFiniteLossError(UserError):
         step: int,
         batch_positions: list[dict[str, int]] | None = None,
     ) -> None:
-        super().__init__(
-            f"the {split} loss is {value} at step {step}; lower lr, or raise warmup_steps"
-        )
+        self.problem = f"the {split} loss is {value} at step {step}"
+        super().__init__(f"{self.problem}; lower lr, or raise warmup_steps")
         self.step, self.batch_positions = step, batch_positions or []
 
 

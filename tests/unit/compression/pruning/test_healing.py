@@ -1,5 +1,6 @@
 """Healing of pruned models."""
 
+import copy
 import json
 import re
 
@@ -10,6 +11,7 @@ import miniformer
 from miniformer import Pipeline, UserError, cli
 from miniformer.model.matrices import weight_matrices
 from miniformer.tasks.embedding import EmbeddingTask
+from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.callbacks import progress
 from tests.kit import tiny_model
 from tests.unit.compression.conftest import TOKENIZER, texts
@@ -52,6 +54,24 @@ def test_the_command_heals_a_narrow_model(trained, tmp_path, capsys, monkeypatch
     assert f" pruned, {loss:.5f} healed (" in text
     assert re.search(r"^ *50%  epoch .*  step 10/20  loss \d", text, re.MULTILINE)
     assert out.model.config.ff_width == 32
+
+
+@pytest.mark.catches("healing_advises_settings_of_train")
+def test_a_loss_that_is_not_finite_names_what_prune_can_do(trained, tmp_path):
+    model = copy.deepcopy(trained.model)
+    with torch.no_grad():
+        model.layers[1].feed_forward.down_proj.weight.mul_(1e38)
+    pipeline = Pipeline(model, TOKENIZER, LanguageModeling())
+    for prunes, zeros in (({"remove": "ffn=0.5"}, ""), ({"sparsity": 0.5}, " --callbacks ")):
+        with pytest.raises(UserError) as caught:
+            miniformer.prune(pipeline, tmp_path / "out", heal=RECORDS, steps=2, **prunes)
+        problem, _, fix = str(caught.value).partition("; ")
+        assert re.fullmatch("heal: the training loss is (nan|inf) at step [01]", problem)
+        assert fix.startswith("prune less, or leave heal out and train the pruned directory with ")
+        command = fix.partition("miniformer train FILE --init_from OUT --lr 1e-5")
+        assert command[2].startswith(zeros)
+        assert bool(command[2]) == bool(zeros)
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_without_labels_or_task(trained, tmp_path):

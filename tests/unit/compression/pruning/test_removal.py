@@ -319,8 +319,9 @@ def test_what_cannot_be_removed(remove, message, pipelines, tmp_path):
 
 
 @pytest.mark.catches(
-    "quantized_models_are_pruned", "models_with_transforms_are_pruned", "models_with_nan_are_pruned"
-)
+    "quantized_models_are_pruned", "models_with_transforms_are_pruned",
+    "models_with_nan_are_pruned", "layers_ask_for_labels_that_are_refused",
+)  # fmt: skip
 def test_which_models_are_refused(pipelines, tmp_path):
     pipeline, records = pipelines["decoder"]
     out = tmp_path / "out"
@@ -340,6 +341,9 @@ def test_which_models_are_refused(pipelines, tmp_path):
     embedding = Pipeline(pipeline.model, pipeline.tokenizer, EmbeddingTask(input_kind="text"))
     with pytest.raises(UserError, match="a model for embedding has no labels"):
         miniformer.prune(embedding, out, remove="ffn=0.5", data=records)
+    for given in (None, records):  # it does not ask for records that it refuses
+        with pytest.raises(UserError, match="layers are chosen by labeled records, and a model"):
+            miniformer.prune(embedding, out, remove="ffn=0.5,layers=1", data=given)
     with registered():
         adapted = apply_transforms(tiny_model(), [{"type": "store_int8"}])
     adapted.weight_storage = {}

@@ -160,7 +160,7 @@ def test_sequences_that_join_a_running_cache_equal_sequences_alone(cache_kind):
     assert texts == alone
 
 
-@pytest.mark.catches("sparse_models_are_exported_as_dense")
+@pytest.mark.catches("sparse_models_are_exported_as_dense", "transforms_can_always_be_merged")
 def test_a_directory_stays_sparse(tmp_path):
     model = sparse(vocab_size=258)
     pipeline = Pipeline(model, Tokenizer.train("byte", []), LanguageModeling())
@@ -171,8 +171,11 @@ def test_a_directory_stays_sparse(tmp_path):
     assert not torch.allclose(loaded(ids), tiny_model(vocab_size=258)(ids), atol=1e-3)
     with pytest.raises(UserError, match="cannot be expressed without its transforms"):
         merge_transforms(model)
-    with pytest.raises(UserError, match=r"has transforms \(sparse_attention\)"):
+    message = r"has transforms \(sparse_attention\) that cannot be merged into its weights; take a"
+    with pytest.raises(UserError, match=message):
         miniformer.quantize(model, tmp_path / "int8", to="int8")
+    with pytest.raises(UserError, match=message):
+        miniformer.prune(model, tmp_path / "small", remove="ffn=0.5")
 
 
 def test_training_changes_all_weights_with_a_gradient():
