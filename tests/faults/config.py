@@ -238,6 +238,24 @@ def times_in_other_forms_pass(original):
     return lambda self: []
 
 
+@fault("miniformer.config.model_settings:ModelSettings.cross_check")
+def conflicts_of_initial_weights_pass(original):
+    """Settings of the model that exclude each other are accepted."""
+    return lambda self: []
+
+
+@fault("miniformer.config.model_settings:ModelSettings.all_transforms")
+def adapter_is_not_the_last_transform(original):
+    """The adapter is applied before the base is rounded."""
+    return lambda self: original(self)[::-1]
+
+
+@fault("miniformer.config.optimization_settings:OptimizationSettings._schedulefree_problems")
+def conflicts_of_an_averaging_optimizer_pass(original):
+    """A schedule and averages of weights are accepted with an optimizer that averages itself."""
+    return lambda self: []
+
+
 @fault("miniformer.config.resolved:ResolvedSetting.__str__")
 def resolved_settings_have_no_reason(original):
     """A setting that the run determined is shown without its reason."""

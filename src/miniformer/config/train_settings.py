@@ -1,4 +1,7 @@
-"""Parts of `TrainConfig`: a function takes the part that it needs. Each field is a flag."""
+"""Parts of `TrainConfig`: a function takes the part that it needs. Each field is a flag.
+
+The two longest parts are in files of their own, `model_settings.py` and `optimization_settings.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,26 @@ import dataclasses
 import re
 from typing import Any, ClassVar
 
-from miniformer.config.early_exit import EarlyExitConfig
-from miniformer.config.errors import ConfigError
-from miniformer.config.size_presets import SIZE_PRESETS
-from miniformer.config.sparse_training import SparseTrainingConfig
+from miniformer.config.model_settings import ModelSettings
+from miniformer.config.optimization_settings import OptimizationSettings
 from miniformer.config.strict import StrictConfig, option
 from miniformer.utils.columns import column_problems
 from miniformer.utils.names import name_problem
 from miniformer.utils.units import parse_bytes
 
-ADAPTERS = ("lora", "dora", "ia3", "bottleneck", "bitfit")
+__all__ = [
+    "IN_MEMORY",
+    "BudgetSettings",
+    "DataSettings",
+    "EvaluationSettings",
+    "FieldSettings",
+    "HardwareSettings",
+    "ModelSettings",
+    "OptimizationSettings",
+    "OutputSettings",
+    "TrialSettings",
+]
+
 # A path of data that a Python program passed as records.
 IN_MEMORY = "<records in memory>"
 _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -113,219 +126,6 @@ class FieldSettings(StrictConfig):
 
     def cross_check(self) -> list[str]:
         return [*super().cross_check(), *column_problems(self)]
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings(StrictConfig):
-    """Model and its initial weights.
-
-    Args:
-        model: decoder: causal Transformer; encoder: bidirectional Transformer (causal for
-            language_modeling); seq2seq: encoder-decoder; null: depends on the task.
-        model_config: fields of TransformerConfig. Those that follow from task, data and tokenizer,
-            such as causal, output_dim and vocab_size, can be left out.
-        model_size: default shape: tiny (2 layers, d_model 64), small (2, 128), medium (3, 192) or
-            base (4, 256); null: depends on the number of training tokens.
-        init_from: model directory to initialize from, such as one made by `miniformer import`: its
-            config, weights and tokenizer; null: random weights.
-        pretrain: settings of a masked_lm run on the training texts that precedes this run, such as
-            {"max_epochs": 40}; for classification and regression of texts; null: no pretraining.
-        wide_head: on: a linear model of n-grams or of features of a series in addition to the
-            Transformer, fitted before training, whose outputs are added in evaluation (data in
-            memory); off; auto: on for data of up to 5M tokens or vectors with validation data,
-            without init_from and pretrain.
-        transforms: transforms of the built model, such as [{"type": "lora", "rank": 8}] of a
-            package that has it; with init_from, in addition to those of its model.
-        adapter: method that trains few weights of a frozen model, with init_from: lora, dora, ia3,
-            bottleneck or bitfit; see docs/finetuning.md. The run writes an adapter directory, too.
-        adapter_config: options of the adapter, such as {"r": 8, "targets": "all-linear"}.
-        base_weights: int8 or int4: integers in place of the matrices of the adapter's base, with a
-            scale for each 32 weights of a row (QLoRA); null: as they are.
-        quantize_aware: int8 or int4: trains the weights that `miniformer quantize` stores in this
-            type, see docs/compression.md; null: as they are.
-    """
-
-    heading: ClassVar[str] = "model"
-
-    model: str | None = option(None, choices=("encoder", "decoder", "seq2seq"))
-    model_config: dict[str, Any] = option({})
-    model_size: str | None = option(None, choices=tuple(SIZE_PRESETS))
-    init_from: str | None = option(None)
-    pretrain: dict[str, Any] | None = option(None)
-    wide_head: str = option("auto", choices=("auto", "on", "off"))
-    transforms: list[str | dict[str, Any]] = option([], kind="transform")
-    adapter: str | None = option(None, choices=ADAPTERS)
-    adapter_config: dict[str, Any] = option({})
-    base_weights: str | None = option(None, choices=("int8", "int4"))
-    quantize_aware: str | None = option(None, choices=("int8", "int4"))
-
-    def all_transforms(self) -> list[str | dict[str, Any]]:
-        """Transforms of the run, the last of which is its adapter or its rounding."""
-        if self.quantize_aware is not None:
-            rounding = {"type": "quantize_aware", "to": self.quantize_aware}
-            # A base that was trained so has it already.
-            return [*self.transforms, *([] if rounding in self.transforms else [rounding])]
-        if self.adapter is None:
-            return self.transforms
-        own = {"type": "adapter", "method": self.adapter, **self.adapter_config}
-        quantized: list[str | dict[str, Any]] = []
-        if self.base_weights is not None:
-            bits = int(self.base_weights.removeprefix("int"))
-            quantized.append({"type": "quantized_base", "bits": bits})
-        return [*self.transforms, *quantized, own]
-
-    def cross_check(self) -> list[str]:
-        problems = super().cross_check()
-        if self.model == "decoder" and self.model_config.get("causal") is False:
-            problems.append(
-                "model=decoder is causal; leave causal out of model_config, or set model=encoder"
-            )
-        if self.model_size is not None and self.init_from is not None:
-            problems.append(
-                "model_size has no effect with init_from, which sets the shape; leave it out"
-            )
-        if self.pretrain is not None and self.init_from is not None:
-            problems.append(
-                "pretrain and init_from both set initial weights; leave one of them out"
-            )
-        if self.adapter is None and self.adapter_config:
-            problems.append(f"adapter_config needs adapter; set one of {', '.join(ADAPTERS)}")
-        if self.adapter is None and self.base_weights is not None:
-            problems.append("base_weights needs adapter, since the base is frozen")
-        if self.adapter is not None and self.init_from is None:
-            problems.append("adapter needs init_from, the model directory of its base")
-        if self.quantize_aware is not None and self.adapter is not None:
-            problems.append(
-                "quantize_aware trains all weights and adapter a few; leave one out (base_weights "
-                "is for a base of integers)"
-            )
-        if self.pretrain is not None and self.quantize_aware is not None:
-            problems.append(
-                "pretrain and quantize_aware exclude each other: pretrain in another run, then set "
-                "init_from"
-            )
-        if self.pretrain is not None and self.transforms:
-            problems.append(
-                "pretrain and transforms exclude each other: pretrain in a run of its own, then "
-                "transform its model with init_from"
-            )
-        return problems
-
-
-def _part_problems(name: str, kind: type[StrictConfig], value: dict[str, Any]) -> list[str]:
-    """Problems of a setting that is a config of its own."""
-    try:
-        kind.from_dict(value)
-    except ConfigError as error:
-        return [f"{name}: {problem}" for problem in error.problems]
-    return []
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizationSettings(StrictConfig):
-    """Optimizer, learning rate and weight averages.
-
-    Args:
-        lr: peak learning rate; null: 0.005 for muon, 0.001 for adamw, 0.002 for schedulefree; a
-            tenth of it with init_from or pretrain.
-        find_lr: run the learning-rate finder on the training data first and use its suggestion.
-        weight_decay: decoupled weight decay of matrices; not of biases, norms and embeddings.
-        layer_lr_decay: factor of the learning rate from each layer to the layer below it.
-        scheduler: learning-rate schedule: cosine, onecycle, linear, wsd, none.
-        scheduler_config: options of the schedule as shares: decay_ratio of wsd, the last part of
-            the run, in which the rate falls (0.2); pct_start of onecycle, the part in which it
-            rises (0.3), and start_factor, its first value relative to lr (0.04).
-        warmup_steps: optimizer steps of learning-rate warmup; null: see warmup_ratio.
-        warmup_ratio: warmup as a share of the run; null: 0.05, or onecycle's own warmup.
-        optimizer: muon: Muon for the matrices of layers and AdamW for other weights; adamw;
-            schedulefree: AdamW without a schedule (needs the extra miniformer[optim]).
-        optimizer_config: options of the optimizer, such as {"betas": [0.9, 0.99]}.
-        gradient_clip_val: maximum gradient norm; 0: no gradient clipping.
-        accumulate_grad_batches: batches per optimizer step, equivalent to one large batch.
-        ema_decay: EMA decay per optimizer step, such as 0.999. EMA weights are validated and saved.
-            null: no EMA.
-        average_checkpoints: number of the last validations whose averaged weights are evaluated at
-            the end, and saved if they are the best; null: no averaging.
-        seed: seed of initial weights, data order and dropout.
-        loss_terms: further terms of the objective, each with a weight (1), a name for its metrics
-            (the type) and options, such as
-            [{"type": "my_package.terms:ZLoss", "weight": 0.001}], by the name of a registered term
-            or by import path; find_lr and find_batch_size leave them out.
-        early_exit: train exits after each layer, for drafts of the first layers and for classifiers
-            that stop early: {"scale": 0.2, "max_dropout": 0.1} are the weight of the losses of
-            exits and the share of rows that skip the last layer, {} these values; null: no exits.
-        sparse_training: train with zeros in the matrices of the layers: {"method": "rigl",
-            "sparsity": 0.8}, or movement in place of rigl; see docs/compression.md for the other
-            options; null: no zeros.
-    """
-
-    heading: ClassVar[str] = "optimization"
-
-    lr: float | None = option(None, low=0.0)
-    find_lr: bool = option(False)
-    weight_decay: float = option(0.1, low=0.0)
-    layer_lr_decay: float = option(1.0, above=0.0, high=1.0)
-    scheduler: str = option("cosine", kind="scheduler")
-    scheduler_config: dict[str, Any] = option({})
-    warmup_steps: int | None = option(None, low=0)
-    warmup_ratio: float | None = option(None, low=0.0, high=1.0)
-    optimizer: str = option("muon", kind="optimizer")
-    optimizer_config: dict[str, Any] = option({})
-    gradient_clip_val: float = option(1.0, low=0.0)
-    accumulate_grad_batches: int = option(1, low=1)
-    ema_decay: float | None = option(None, above=0.0, high=0.999999)
-    average_checkpoints: int | None = option(None, low=2)
-    seed: int = option(0, low=0, high=2**32 - 1)
-    loss_terms: list[str | dict[str, Any]] = option([], kind="loss_term", paths=True)
-    early_exit: dict[str, Any] | None = option(None)
-    sparse_training: dict[str, Any] | None = option(None)
-
-    def cross_check(self) -> list[str]:
-        problems = super().cross_check()
-        for name, kind in (
-            ("early_exit", EarlyExitConfig),
-            ("sparse_training", SparseTrainingConfig),
-        ):
-            if (value := getattr(self, name)) is not None:
-                problems += _part_problems(name, kind, value)
-        if self.warmup_steps is not None and self.warmup_ratio is not None:
-            problems.append(
-                "warmup_steps and warmup_ratio both set the warmup; leave one of them out"
-            )
-        problems += [
-            f"{name} has no effect with scheduler=onecycle, which has its own warmup; leave it out"
-            for name in ("warmup_steps", "warmup_ratio")
-            if self.scheduler == "onecycle" and getattr(self, name) is not None
-        ]
-        problems += self._schedulefree_problems() if self.optimizer == "schedulefree" else ()
-        problems += [
-            f"optimizer_config: {name} is a separate setting; set {name} instead"
-            for name in ("lr", "weight_decay", "layer_lr_decay")
-            if name in self.optimizer_config
-        ]
-        return problems
-
-    def _schedulefree_problems(self) -> list[str]:
-        """Conflicts of other settings with an optimizer that averages weights."""
-        problems = []
-        if self.sparse_training is not None:
-            problems.append(
-                "sparse_training needs an optimizer whose state has no weights; set muon or "
-                "adamw in place of schedulefree"
-            )
-        if self.scheduler != "none":
-            problems.append("optimizer=schedulefree has no schedule; set scheduler=none")
-        if self.ema_decay is not None:
-            problems.append(
-                "ema_decay has no effect with schedulefree, which averages weights itself; "
-                "leave it out"
-            )
-        return problems
-
-    def module_options(self) -> dict[str, Any]:
-        """The fields that are arguments of `MiniFormerLitModule`."""
-        others = ("find_lr", "ema_decay", "average_checkpoints", "seed", "sparse_training")
-        return {name: value for name, value in self.to_dict().items() if name not in others}
 
 
 @dataclasses.dataclass(frozen=True)
