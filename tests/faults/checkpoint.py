@@ -94,7 +94,7 @@ def private_pipelines_are_public(original):
     )
 
 
-@fault("miniformer.checkpoint.artifacts:check_prompts")
+@fault("miniformer.checkpoint.input_checks:check_prompts")
 def prompts_of_any_type_are_taken(original):
     """Prompts are not checked for their type."""
     return lambda prompts, method="generate", name="prompts": prompts

@@ -13,20 +13,18 @@ import torch
 from torch import Tensor
 
 from miniformer import registry
-from miniformer.checkpoint.artifacts import (
-    MODEL_CLASSES,
+from miniformer.checkpoint.artifacts import MODEL_CLASSES, get_model_kind, read_artifacts
+from miniformer.checkpoint.card import render_default_card
+from miniformer.checkpoint.data_settings import StoredDataSettings, read_data_settings
+from miniformer.checkpoint.directory import read_hf_metadata, require_empty, save_directory
+from miniformer.checkpoint.early_exit import read_exit_policy
+from miniformer.checkpoint.input_checks import (
     as_inputs,
     check_batch_size,
     check_prompts,
     check_text,
     check_texts,
-    get_model_kind,
-    read_artifacts,
 )
-from miniformer.checkpoint.card import render_default_card
-from miniformer.checkpoint.data_settings import StoredDataSettings, read_data_settings
-from miniformer.checkpoint.directory import read_hf_metadata, require_empty, save_directory
-from miniformer.checkpoint.early_exit import read_exit_policy
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.reading.files import DataFiles
 from miniformer.data.reading.records import RecordSequence, as_records
