@@ -65,7 +65,7 @@ def validation_terms_are_of_the_first_batch(original):
     return lambda self, batch_stats: original(self, batch_stats[:1])
 
 
-@fault("miniformer.tasks.base:Task.__getstate__")
+@fault("miniformer.tasks.helper_models:HelperModels.__getstate__")
 def copies_of_a_task_hold_its_teacher(original):
     """A task that is copied to another process takes its helper models along."""
     return lambda self: dict(vars(self))

@@ -16,14 +16,13 @@ Letters: B batch, T length, S source length, N labeled positions, D width, V voc
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from miniformer.config import GenerationConfig, StrictConfig, TransformerConfig, UserError
 from miniformer.config.renames import TASK_OPTIONS
@@ -36,16 +35,18 @@ from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.record_results import RecordResults
 from miniformer.tasks.common.resampling import weighted_mean
+from miniformer.tasks.helper_models import HelperModels
 from miniformer.tasks.loss_terms import LossResult
 
 BatchStats = dict[str, Any]  # output of `Task.eval_step` for one batch
-_HELPER_DEVICE = "_helper_device"
-_HELPER_STATE = ("helpers", _HELPER_DEVICE)  # attributes of a task that are no fields
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(StrictConfig):
-    """Base class of tasks. Subclasses are frozen dataclasses, too."""
+class Task(StrictConfig, HelperModels):
+    """Base class of tasks. Subclasses are frozen dataclasses, too.
+
+    `HelperModels` has the hook for models that the loss needs and that are not trained.
+    """
 
     name: ClassVar[str]
     models: ClassVar[tuple[str, ...]]  # supported model kinds, the default first
@@ -222,40 +223,6 @@ class Task(StrictConfig):
             sums: `LossTerm.stats` of the task's terms, summed over the batches and devices of the
                 step, by name.
         """
-
-    def helper_models(self) -> dict[str, nn.Module]:
-        """Builds models that the loss needs and that are not trained, such as a teacher.
-
-        `helpers` holds them, in eval mode, without gradients and on the device of the run. They
-        are neither saved nor averaged, and each device has whole ones.
-        """
-        return {}
-
-    @functools.cached_property
-    def helpers(self) -> dict[str, nn.Module]:
-        """The `helper_models`, built at the first use."""
-        with torch.random.fork_rng(devices=[]):  # a new model draws random weights first
-            models = self.helper_models()
-        device = vars(self).get(_HELPER_DEVICE, "cpu")
-        return {
-            name: model.eval().requires_grad_(False).to(device) for name, model in models.items()
-        }
-
-    def move_helpers(self, device: torch.device | str) -> None:
-        """Sets the device of the helper models, also of those that are not built yet."""
-        vars(self)[_HELPER_DEVICE] = device
-        if "helpers" in vars(self):
-            for model in self.helpers.values():
-                model.to(device)
-
-    def with_helpers_of(self, task: Task) -> Self:
-        """Returns this task with the helper models of another state of it."""
-        vars(self).update({n: value for n, value in vars(task).items() if n in _HELPER_STATE})
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """State without helper models, which are built anew."""
-        return {name: value for name, value in vars(self).items() if name not in _HELPER_STATE}
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         """Statistics of a validation batch for `compute_metrics`; the model is in eval mode."""
