@@ -191,6 +191,20 @@ def tests_ignore_the_length_penalty(original):
     return step
 
 
+@fault("miniformer.tasks.common.generated_texts:make_results")
+def results_are_in_the_order_of_batches(original):
+    """Predictions of records are those of the rows of batches, in their order."""
+
+    def make_results(batch_stats, tokenizer):
+        results = original(batch_stats, tokenizer)
+        if tokenizer is None:
+            return results
+        rows = [ids for stats in batch_stats for ids in stats.get("generated", [])]
+        return dataclasses.replace(results, predictions=[tokenizer.decode(ids) for ids in rows])
+
+    return make_results
+
+
 @fault("miniformer.tasks.seq2seq:Seq2Seq.default_generation_config")
 def models_ignore_the_length_penalty(original):
     """A trained model's directory has the usual length penalty."""

@@ -25,23 +25,24 @@ from miniformer.config import (
 )
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch, CollateFn
-from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.reading import schema
 from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.generation.api import GenerationInput, generate
+from miniformer.generation.api import GenerationInput
 from miniformer.registry import plugins
-from miniformer.tasks.base import BatchStats, Task, concat_batches
-from miniformer.tasks.common.copy_noise import (
-    SHARED_COLUMN,
-    find_longest_shared,
-    with_copy_noise,
+from miniformer.tasks.base import BatchStats, Task
+from miniformer.tasks.common.copy_noise import SHARED_COLUMN, shared_part, with_copy_noise
+from miniformer.tasks.common.generated_texts import (
+    describe_decoding,
+    generate_targets,
+    make_results,
+    text_metrics,
 )
 from miniformer.tasks.common.input_encoding import check_max_seq_len, ids_to_array
 from miniformer.tasks.common.losses import TokenLossRecorder
-from miniformer.tasks.common.record_results import RecordResults, sum_by_record
+from miniformer.tasks.common.record_results import RecordResults
 from miniformer.tasks.common.seq2seq_batch import (
     collate_seq2seq,
     seq2seq_example_losses,
@@ -49,13 +50,9 @@ from miniformer.tasks.common.seq2seq_batch import (
 )
 from miniformer.tasks.common.text_generation import TextGenerationTask, group_copies
 from miniformer.tasks.common.text_metrics import (
-    compute_text_metrics,
-    exact_matches,
     has_sacrebleu,
     lossy_target_warnings,
     resampled_text_metrics,
-    round_trip,
-    text_statistics,
 )
 
 _FEATURE_VARIANT = "miniformer.tasks.feature_seq2seq:FeatureSeq2Seq"  # a subclass
@@ -178,7 +175,7 @@ class Seq2Seq(TextGenerationTask):
                 "cut": cut + max(0, len(row) - max_length),
             }
             if self.copy_noise:
-                example[SHARED_COLUMN] = self._shared_part(example, tokenizer)
+                example[SHARED_COLUMN] = shared_part(example, tokenizer.sequence_template)
             examples.append(example)
         return examples
 
@@ -195,14 +192,6 @@ class Seq2Seq(TextGenerationTask):
     def source_array(self, source: Any, tokenizer: Tokenizer) -> np.ndarray:
         """An encoded source as the array of an example."""
         return ids_to_array(source, tokenizer.source_tokenizer)
-
-    def _shared_part(self, example: Example, tokenizer: Tokenizer) -> np.ndarray:
-        """Longest part of the source that the target has, special tokens apart."""
-        start, end = (
-            len(x) for x in (tokenizer.sequence_template.prefix, tokenizer.sequence_template.suffix)
-        )
-        texts = [example[name][start : len(example[name]) - end] for name in ("source", "labels")]
-        return find_longest_shared(*texts) + np.array([start, start, 0], dtype=np.int32)
 
     def encode_sources(
         self, texts: Sequence[str], tokenizer: Tokenizer, seq_len: int
@@ -290,20 +279,8 @@ class Seq2Seq(TextGenerationTask):
         num_samples = min(len(batch["source"]), num_samples)
         if "references" not in batch or num_samples <= 0:
             return stats
-        max_target_len = int((batch["labels"] != IGNORE_INDEX).sum(1).max())
-        options = dataclasses.replace(  # stops generation far beyond the longest target
-            generation_config,
-            max_new_tokens=min(2 * max_target_len + 10, model.config.max_seq_len - 1),
-            temperature=0.0,
-            eos_id=batch["end_id"],
-        )
-        rows, start = self.source_rows(batch, num_samples), [int(batch["target"][0, 0])]
-        outputs = generate(model, [GenerationInput(start, row) for row in rows], options)
-        stats["generated"] = [output.tokens for output in outputs]
-        stats["references"] = batch["references"][:num_samples]
-        beams = generation_config.num_beams
-        stats["decoding"] = "greedy decoding" if beams == 1 else f"beam search with {beams} beams"
-        return stats
+        rows = self.source_rows(batch, num_samples)
+        return {**stats, **generate_targets(model, batch, rows, generation_config)}
 
     def source_rows(self, batch: Batch, num_rows: int) -> list[Any]:
         """The first sources of a batch, without padding, for `GenerationInput`."""
@@ -320,12 +297,7 @@ class Seq2Seq(TextGenerationTask):
         targets after encoding and decoding, see `round_trip`.
         """
         metrics = super().compute_metrics(batch_stats)
-        references = [text for stats in batch_stats for text in stats.get("references", [])]
-        if not references or tokenizer is None:
-            return metrics
-        rows = [ids for stats in batch_stats for ids in stats.get("generated", [])]
-        predictions = [tokenizer.decode(ids) for ids in rows]
-        return {**metrics, **compute_text_metrics(predictions, round_trip(tokenizer, references))}
+        return metrics if tokenizer is None else {**metrics, **text_metrics(batch_stats, tokenizer)}
 
     def record_step(self, model: Any, batch: Batch) -> BatchStats:
         recorder = TokenLossRecorder(model)
@@ -335,30 +307,8 @@ class Seq2Seq(TextGenerationTask):
     def record_results(
         self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
     ) -> RecordResults:
-        """Results of each record; predictions are generated texts, if the task generates them."""
-        losses, tokens, indices = (
-            concat_batches(batch_stats, name).numpy()
-            for name in ("token_losses", "token_records", "records")
-        )
-        _, loss, count = sum_by_record(tokens, losses, np.ones(len(losses)))
-        order = np.argsort(indices, kind="stable")
-        results = RecordResults(
-            indices[order], [None] * len(order), [None] * len(order), loss / count, count
-        )
-        references = [text for stats in batch_stats for text in stats.get("references", [])]
-        if not references or tokenizer is None:
-            return results
-        rows = [ids for stats in batch_stats for ids in stats["generated"]]
-        predictions = [tokenizer.decode(rows[row]) for row in order]
-        truths = [references[row] for row in order]
-        expected = round_trip(tokenizer, truths)
-        return dataclasses.replace(
-            results,
-            predictions=predictions,
-            truths=truths,
-            correct=exact_matches(predictions, expected),
-            statistics=text_statistics(predictions, expected),
-        )
+        """Results of each record; see `make_results`."""
+        return make_results(batch_stats, tokenizer)
 
     def resampled_metrics(
         self, results: RecordResults, counts: np.ndarray
@@ -383,11 +333,7 @@ class Seq2Seq(TextGenerationTask):
 
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
         """Decoding method and number of examples of the text metrics."""
-        count = sum(len(stats.get("references", [])) for stats in batch_stats)
-        if not count:
-            return ""
-        decoding = {stats["decoding"] for stats in batch_stats if "decoding" in stats}
-        return f"Exact match, BLEU, chrF: {', '.join(decoding)}, {count:,} examples, sacrebleu."
+        return describe_decoding(batch_stats)
 
     def default_generation_config(
         self, config: TransformerConfig, tokenizer: Tokenizer

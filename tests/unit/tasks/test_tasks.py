@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import sys
 from collections import Counter
 
 import numpy as np
@@ -29,6 +28,7 @@ from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling, co
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import a_series, tiny_config, tiny_model
+from tests.kit.tasks import batches_of
 
 BYTES = Tokenizer.train("byte", [])
 B = BYTES.eos_id
@@ -43,11 +43,8 @@ def model_for(task, model=None, **changes):
     return tiny_model(**fields) if kind is None else tiny_model(model=kind, **fields)
 
 
-def served(task, records, *, training=False, **options):
-    """All batches of the records, in training or validation mode."""
-    options = {"seq_len": 64, "batch_size": 4, **options}
-    data = MiniFormerDataModule(records, val_path=records, task=task, tokenizer=BYTES, **options)
-    return list(data.train_dataloader() if training else data.val_dataloader())
+def served(task, records, **options):
+    return batches_of(task, records, BYTES, **{"seq_len": 64, "batch_size": 4, **options})
 
 
 TEXTS = [{"input": "ab" * n, "label": "odd" if n % 2 else "even"} for n in range(12)]
@@ -583,110 +580,6 @@ def test_task_settings_json_round_trip():
     for task in tasks:
         settings = json.loads(json.dumps(task.settings()))
         assert registry.get("task", settings.pop("task")).from_dict(settings) == task
-
-
-def test_seq2seq_generated_metrics_match_their_definitions():
-    import sacrebleu
-
-    task = Seq2Seq()
-    written = ["a cat sits on the mat", "the dog barks at night", "no"]
-    required = ["a cat sits on the mat", "the dog sleeps at night", "yes"]
-    batch_stats = [
-        {"loss": 6.0, "count": 2.0, "generated": list(map(BYTES.encode, written[:2])),
-         "references": required[:2]},
-        {"loss": 2.0, "count": 2.0, "generated": [BYTES.encode(written[2])],
-         "references": required[2:]},
-        {"loss": 4.0, "count": 2.0},
-    ]  # fmt: skip
-    metrics = task.compute_metrics(batch_stats, BYTES)
-    assert metrics["loss"] == pytest.approx(2.0)
-    assert metrics["exact_match"] == pytest.approx(1 / 3)
-    assert metrics["bleu"] == pytest.approx(
-        sacrebleu.BLEU().corpus_score(written, [required]).score
-    )
-    assert metrics["chrf"] == pytest.approx(
-        sacrebleu.CHRF().corpus_score(written, [required]).score
-    )
-    assert "3 examples" in task.report_markdown(batch_stats)
-
-
-def test_seq2seq_without_sacrebleu_omits_its_metrics_and_warns(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sacrebleu", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    task = Seq2Seq()
-    batch_stats = [
-        {"loss": 1.0, "count": 1.0, "generated": [BYTES.encode("a")], "references": ["a"]}
-    ]
-    assert task.compute_metrics(batch_stats, BYTES) == {"loss": 1.0, "exact_match": 1.0}
-    (note,) = task.pre_run_warnings("loss")
-    assert note == 'BLEU and chrF are not computed; they need pip install "miniformer[eval]"'
-    with pytest.raises(UserError, match="checkpoint_metric=bleu needs the package sacrebleu"):
-        list(task.pre_run_warnings("bleu"))
-
-
-@pytest.mark.catches("validation_searches_like_a_test")
-def test_seq2seq_validation_generates_what_the_model_generates():
-    task = Seq2Seq(eval_generate_samples=7, num_beams=4)  # which validation leaves alone
-    model = model_for(task, "seq2seq")
-    batches = served(task, TARGETS)
-    batch_stats = [task.eval_step(model, batch) for batch in batches]
-    written = [row for item in batch_stats for row in item.get("generated", [])]
-    references = [text for item in batch_stats for text in item.get("references", [])]
-    assert len(written) == len(references) == 7
-    by_target = {}
-    for record in TARGETS:
-        by_target.setdefault(record["target"], []).append(record["source"])
-    for row, reference in zip(written, references, strict=True):
-        possible = [
-            model.generate(
-                [[*BYTES.encode(source), B]], max_new_tokens=max(1, len(row) + 1), start_id=B,
-                temperature=0, eos_id=B,
-            )[0][: len(row)]
-            for source in by_target[reference]
-        ]  # fmt: skip
-        assert row in possible
-
-
-def test_seq2seq_test_generates_for_all_examples_with_beam_search():
-    task = Seq2Seq(eval_generate_samples=1, num_beams=3)
-    model = model_for(task, "seq2seq")
-    batches = served(task, TARGETS)
-    batch_stats = [task.test_step(model, batch) for batch in batches]
-    assert sum(len(item["generated"]) for item in batch_stats) == len(TARGETS)
-    assert f"beam search with 3 beams, {len(TARGETS)} examples" in task.report_markdown(batch_stats)
-    longest = int((batches[0]["labels"] != IGNORE_INDEX).sum(1).max())
-    searched = model.generate(
-        batches[0]["source"], 2 * longest + 10, source_mask=batches[0].get("source_mask"),
-        start_id=B, num_beams=3, eos_id=B,
-    )  # fmt: skip
-    ids = [[x for x in row if x != B] for row in searched.tolist()]
-    assert [[x for x in row if x != B] for row in batch_stats[0]["generated"]] == ids
-    assert "generated" not in Seq2Seq(eval_generate_samples=0).test_step(model, batches[0])
-
-
-@pytest.mark.catches("tests_ignore_the_length_penalty", "models_ignore_the_length_penalty")
-def test_seq2seq_beam_search_uses_the_length_penalty_of_the_task():
-    model = model_for(Seq2Seq(), "seq2seq", head_bias=True)
-    with torch.no_grad():
-        model.head.bias[B] += 2.0  # an end is likely enough for the penalty to decide
-    lengths = set()
-    for penalty in (-2.0, 1.0, 3.0):
-        task = Seq2Seq(num_beams=3, length_penalty=penalty)
-        total = 0
-        for batch in served(task, TARGETS):
-            longest = int((batch["labels"] != IGNORE_INDEX).sum(1).max())
-            searched = model.generate(
-                batch["source"], 2 * longest + 10, source_mask=batch.get("source_mask"),
-                start_id=B, num_beams=3, eos_id=B, temperature=0, length_penalty=penalty,
-            )  # fmt: skip
-            expected = [[x for x in row if x != B] for row in searched.tolist()]
-            written = task.test_step(model, batch)["generated"]
-            assert [[x for x in row if x != B] for row in written] == expected
-            total += sum(map(len, expected))
-        lengths.add(total)
-        config = task.default_generation_config(model.config, BYTES)
-        assert (config.num_beams, config.length_penalty) == (3, penalty)
-    assert len(lengths) == 3
 
 
 @pytest.mark.catches("answers_come_in_another_order")

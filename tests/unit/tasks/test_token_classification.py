@@ -15,7 +15,6 @@ from sklearn.metrics import f1_score as macro_f1_score
 
 from miniformer import Pipeline
 from miniformer.config import GenerationConfig, InputError, NoEffectWarning, UserError
-from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.reading.records import RecordError, as_records
 from miniformer.data.rules import fit_task
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -23,6 +22,7 @@ from miniformer.tasks.tagging.schemes import find_spans, invalid_tag
 from miniformer.tasks.tagging.span_metrics import OUTSIDE_BIASES
 from miniformer.tasks.token_classification import TokenClassification
 from tests.kit import tiny_model
+from tests.kit.tasks import batches_of
 
 NAMES = ["Anna", "Bo", "Carla", "Dan"]
 RANDOM = np.random.default_rng(0)
@@ -60,12 +60,8 @@ def model_for(task, tokenizer=CHARS, **changes):
     return tiny_model(**{**fields, **task.model_config({}, tokenizer)})
 
 
-def served(task, records, tokenizer=CHARS, *, seq_len=48, training=False):
-    """All batches of the records, in validation or training mode."""
-    data = MiniFormerDataModule(
-        records, val_path=records, task=task, tokenizer=tokenizer, seq_len=seq_len, batch_size=4
-    )
-    return list(data.train_dataloader() if training else data.val_dataloader())
+def served(task, records, tokenizer=CHARS, **options):
+    return batches_of(task, records, tokenizer, **{"seq_len": 48, "batch_size": 4, **options})
 
 
 @torch.no_grad()

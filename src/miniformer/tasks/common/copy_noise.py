@@ -16,6 +16,7 @@ import numpy as np
 
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch, CollateFn
+from miniformer.data.tokenizers.tokenizer import SpecialTokenTemplate
 
 MIN_SHARED = 3  # tokens of a part that is exchanged
 SHARED_COLUMN = "shared"  # of an example: `find_longest_shared` of its source and its labels
@@ -34,6 +35,13 @@ def find_longest_shared(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     source_end, target_end = np.unravel_index(lengths.argmax(), lengths.shape)
     length = lengths[source_end, target_end]
     return np.array([source_end - length, target_end - length, length], dtype=np.int32)
+
+
+def shared_part(example: Example, template: SpecialTokenTemplate) -> np.ndarray:
+    """`find_longest_shared` of the source and the labels of an example, special tokens apart."""
+    start, end = len(template.prefix), len(template.suffix)
+    texts = [example[name][start : len(example[name]) - end] for name in ("source", "labels")]
+    return find_longest_shared(*texts) + np.array([start, start, 0], dtype=np.int32)
 
 
 def with_copy_noise(collate_fn: CollateFn, probability: float, *, max_length: int) -> CollateFn:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from miniformer.config import UserError
 from miniformer.data.batching.packing import IGNORE_INDEX
-from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.tokenizers.bpe_dropout import BPEMerges
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
@@ -15,6 +14,7 @@ from miniformer.tasks.masked_lm import MaskedLM
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import VERSE
+from tests.kit.tasks import batches_of
 
 BPE = Tokenizer.train("bpe", [VERSE] * 3, 400)
 MERGES = BPEMerges(BPE)
@@ -51,12 +51,8 @@ def test_bpe_dropout_undoes_merges_at_the_given_rate():
     assert more == pytest.approx(1 - 0.75**merged, abs=0.02)
 
 
-def served(task, records, *, training, tokenizer=BPE, **options):
-    options = {"seq_len": 64, "batch_size": 8, **options}
-    data = MiniFormerDataModule(
-        records, val_path=records, task=task, tokenizer=tokenizer, **options
-    )
-    return list(data.train_dataloader() if training else data.val_dataloader())
+def served(task, records, *, tokenizer=BPE, **options):
+    return batches_of(task, records, tokenizer, **{"seq_len": 64, "batch_size": 8, **options})
 
 
 def rows(batch, name, mask):
