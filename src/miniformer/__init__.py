@@ -28,8 +28,8 @@ _PUBLIC = {
     "FeedForward": "miniformer.model.feed_forward",
     "find_leaks": "miniformer.doctor.leaks",
     "assert_no_leaks": "miniformer.doctor.leaks",
-    "set_attention_backend": "miniformer.model.stack",
-    "set_activation_checkpointing": "miniformer.model.stack",
+    "set_attention_backend": "miniformer.model.execution_settings",
+    "set_activation_checkpointing": "miniformer.model.execution_settings",
     "weight_matrices": "miniformer.model.matrices",
     "effective_weight": "miniformer.model.ops.linear",
     "apply_transforms": "miniformer.model.transforms",
@@ -81,12 +81,15 @@ if TYPE_CHECKING:
     from miniformer.interop.hf.export import to_hf
     from miniformer.model.attention import CrossAttention, MultiHeadAttention
     from miniformer.model.cache.kv_cache import KVCache
+    from miniformer.model.execution_settings import (
+        set_activation_checkpointing,
+        set_attention_backend,
+    )
     from miniformer.model.feed_forward import FeedForward
     from miniformer.model.layers import DecoderLayer, EncoderLayer
     from miniformer.model.matrices import weight_matrices
     from miniformer.model.ops.linear import effective_weight
     from miniformer.model.seq2seq import Seq2SeqTransformer
-    from miniformer.model.stack import set_activation_checkpointing, set_attention_backend
     from miniformer.model.transformer import Transformer
     from miniformer.model.transforms import apply_transforms, merge_transforms
     from miniformer.registry import register

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from miniformer.config import ConfigError
+from miniformer.model.execution_settings import set_attention_backend
 from miniformer.model.seq2seq import Seq2SeqTransformer
-from miniformer.model.stack import set_attention_backend
 from tests.battery.models import (
     LAYOUTS,
     LENGTH,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from miniformer.model.execution_settings import set_attention_backend
 from miniformer.model.seq2seq import Seq2SeqTransformer
-from miniformer.model.stack import set_attention_backend
 from tests.battery.variants import OPTIONS
 from tests.kit import filled, tiny_model
 from tests.reference import transformer as reference

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from miniformer.config import UserError
-from miniformer.model.stack import set_attention_backend
+from miniformer.model.execution_settings import set_attention_backend
 from tests.battery.models import (
     LAYOUTS,
     build,

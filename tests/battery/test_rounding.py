@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from miniformer.model.stack import set_attention_backend
+from miniformer.model.execution_settings import set_attention_backend
 from tests.battery.models import LAYOUTS, build, call, each_value, ids_of
 
 UNIT = 2.0**-8  # bfloat16 has 8 bits of significand: the relative error of one rounding is below it

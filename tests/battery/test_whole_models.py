@@ -8,8 +8,8 @@ import copy
 import pytest
 import torch
 
+from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
-from miniformer.model.stack import set_activation_checkpointing
 from miniformer.model.transformer import Transformer
 from tests.battery.models import LAYOUTS, build, call, each_value, ids_of
 from tests.kit import tiny_model

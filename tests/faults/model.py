@@ -750,6 +750,18 @@ def replaced_model_is_lost(original):
     return lambda directory: directory
 
 
+@fault("miniformer.model.execution_settings:set_attention_backend")
+def backend_of_a_layer_is_that_of_all(original):
+    """The backend of some layers is set for all."""
+    return lambda model, backend, layers=None: original(model, backend)
+
+
+@fault("miniformer.model.memory:Memory.split")
+def split_sources_keep_their_padding(original):
+    """Sources that are taken apart have their padding."""
+    return lambda self: [type(self)(row[None]) for row in self.features]
+
+
 # Memory.
 
 

@@ -30,7 +30,7 @@ class Model(Protocol):
     """Interface of an `nn.Module` that decoding requires.
 
     One with an encoder also has `encode`, whose result has `select` and `insert`; see
-    `miniformer.model.stack.Memory`.
+    `miniformer.model.memory.Memory`.
     """
 
     config: TransformerConfig

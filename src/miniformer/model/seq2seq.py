@@ -26,10 +26,11 @@ from miniformer.model.cache.protocol import Cache, PassCache
 from miniformer.model.embedding import embed_inputs, make_embedding
 from miniformer.model.head import Head
 from miniformer.model.initialization import initialize
+from miniformer.model.memory import Memory
 from miniformer.model.ops.linear import effective_weight
 from miniformer.model.outputs import Recorder, Seq2SeqOutput, given, make_recorders
 from miniformer.model.pretrained import PretrainedMixin
-from miniformer.model.stack import Memory, Stack
+from miniformer.model.stack import Stack
 
 
 class Seq2SeqTransformer(PretrainedMixin, nn.Module):

@@ -9,15 +9,14 @@ Letters: B batch, T length, S source length, D model width.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniformer import registry
-from miniformer.config import TransformerConfig, UserError
+from miniformer.config import TransformerConfig
 from miniformer.model import attention_backends
 from miniformer.model.attention import AttentionContext, MultiHeadAttention
 from miniformer.model.attention_backends.functions import ScoreOptions
@@ -29,55 +28,13 @@ from miniformer.model.masks import (
     make_cross_mask,
     make_sequence_lengths,
     make_visibility,
-    source_mask,
 )
+from miniformer.model.memory import Memory
 from miniformer.model.norm import make_norm
-from miniformer.model.ops.activation_checkpointing import CHECKPOINTING_MODES, checkpoint_layer
+from miniformer.model.ops.activation_checkpointing import checkpoint_layer
 from miniformer.model.ops.linear import matmul_dtype
 from miniformer.model.outputs import Recorder
 from miniformer.model.position import check_positions
-
-
-class Memory(NamedTuple):
-    """The encoded source of a decoder."""
-
-    features: Tensor  # [B, S, D]
-    mask: Tensor | None = None  # bool [B, S], True = a real token
-
-    def select(self, rows: Tensor) -> Memory:
-        """Returns these sources, int [any], which may repeat."""
-        return Memory(self.features[rows], None if self.mask is None else self.mask[rows])
-
-    def insert(self, rows: Tensor, memory: Memory) -> Memory:
-        """Replaces sources by those of another memory, int [n]; the shorter ones are padded."""
-        count = self.features.shape[0]
-        index = torch.arange(count, device=rows.device)
-        index[rows] = torch.arange(count, count + len(rows), device=rows.device)
-        return Memory.join([self, memory]).select(index)
-
-    @staticmethod
-    def join(memories: Sequence[Memory]) -> Memory:
-        """Concatenates the rows of memories; the shorter ones are padded."""
-        width = max(memory.features.shape[1] for memory in memories)
-        is_full = all(
-            memory.mask is None and memory.features.shape[1] == width for memory in memories
-        )
-        features, masks = [], []
-        for memory in memories:
-            missing = width - memory.features.shape[1]
-            features.append(F.pad(memory.features, (0, 0, 0, missing)))
-            masks.append(F.pad(source_mask(*memory), (0, missing)))
-        return Memory(torch.cat(features), None if is_full else torch.cat(masks))
-
-    def split(self) -> list[Memory]:
-        """Returns a copy of each source, [1, S, D], without padding."""
-        masks = source_mask(*self)
-        return [Memory(row[mask][None]) for row, mask in zip(self.features, masks, strict=True)]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the features and the mask."""
-        return self.features.nbytes + (0 if self.mask is None else self.mask.nbytes)
 
 
 class Stack(nn.Module):
@@ -381,45 +338,3 @@ def _extend_cache(
     if attention_mask is None:
         return lengths + torch.arange(x.shape[1], device=x.device)
     return (lengths + attention_mask.cumsum(1) - 1).clamp_min(0)
-
-
-def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | None = None) -> None:
-    """Sets the attention backend of a model; see `attention_backends`.
-
-    A backend that cannot compute the model's attention raises UserError when the model is called.
-
-    Args:
-        model: a model, or a submodule of one.
-        backend: auto, or the name of a backend.
-        layers: indices of the layers to change; None: all.
-
-    Raises:
-        UserError: the backend or a layer does not exist.
-    """
-    attention_backends.check_backend_name(backend)
-    stacks = [module for module in model.modules() if isinstance(module, Stack)]
-    count = max((len(stack.layers) for stack in stacks), default=0)
-    missing = [index for index in layers or [] if not 0 <= index < count]
-    if missing:
-        available = f"its layers are 0 to {count - 1}" if count else "it has no stack of layers"
-        raise UserError(f"the model has no layer {missing[0]}; {available}")
-    for stack in stacks:
-        for index, layer in enumerate(stack.layers):
-            for module in layer.modules():
-                if isinstance(module, MultiHeadAttention) and (layers is None or index in layers):
-                    module.backend = backend
-
-
-def set_activation_checkpointing(model: nn.Module, mode: str) -> None:
-    """Sets the activation checkpointing of a model or submodule: none, selective or full.
-
-    See `ops.activation_checkpointing`.
-
-    Raises:
-        UserError: the mode does not exist.
-    """
-    if mode not in CHECKPOINTING_MODES:
-        known = list(CHECKPOINTING_MODES)
-        raise UserError(registry.unknown_name_message("activation checkpointing", mode, known))
-    for stack in (module for module in model.modules() if isinstance(module, Stack)):
-        stack.checkpointing = mode

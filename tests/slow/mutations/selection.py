@@ -67,6 +67,8 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
             BATTERY,
         ),
     ),
+    ("model/memory.py", (_unit("model/memory", "model/cache/protocol"), BATTERY)),
+    ("model/execution_settings.py", (_unit("model/execution_settings"), BATTERY)),
     (
         "model/stack.py",
         (
@@ -159,6 +161,10 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     ("tasks/common/standardize.py", (_unit("tasks/common/standardize"), TASKS)),
     ("tasks/common/text_metrics.py", (_unit("tasks/common/text_metrics"),)),
     (
+        "tasks/common/generated_texts.py",
+        (_unit("tasks/common/generated_texts", "tasks/common/text_metrics"), TASKS),
+    ),
+    (
         "tasks/common/input_encoding.py",
         (
             _unit(
@@ -176,6 +182,7 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
         (
             _unit(
                 "tasks/tasks",
+                "tasks/common/generated_texts",
                 "tasks/language_modeling",
                 "tasks/base",
                 "data/tokenizers/bpe_dropout",

@@ -11,8 +11,8 @@ from miniformer.config.architectures import (
     SEQ2SEQ_ARCHITECTURES,
     architecture_config,
 )
+from miniformer.model.execution_settings import set_attention_backend
 from miniformer.model.seq2seq import Seq2SeqTransformer
-from miniformer.model.stack import set_attention_backend
 from miniformer.model.transformer import Transformer
 
 LENGTH, SOURCE = 12, 7

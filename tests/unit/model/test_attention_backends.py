@@ -9,9 +9,9 @@ from miniformer.config import UserError
 from miniformer.model import attention_backends
 from miniformer.model.attention_backends import AttentionRequirements
 from miniformer.model.attention_backends.functions import ScoreOptions
+from miniformer.model.execution_settings import set_attention_backend
 from miniformer.model.masks import make_visibility
 from miniformer.model.seq2seq import Seq2SeqTransformer
-from miniformer.model.stack import set_attention_backend
 from tests.kit import tiny_model
 
 B, H, K, T, E = 2, 4, 2, 6, 8
@@ -460,28 +460,6 @@ def test_needs_grad_of_the_source():
         )
         model.features(ids, memory)
     assert {call.cross: call.needs_grad for call in calls} == {False: False, True: True}
-
-
-@pytest.mark.parametrize("layers", [[99], [0, 2], [-1]])
-def test_set_attention_backend_rejects_missing_layer(layers):
-    model = tiny_model()
-    with pytest.raises(UserError, match=f"no layer {layers[-1]}; its layers are 0 to 1"):
-        set_attention_backend(model, "plain", layers)
-    assert {layer.attention.backend for layer in model.layers} == {"auto"}
-    with pytest.raises(UserError, match="no layer 0; it has no stack of layers"):
-        set_attention_backend(model.embedding, "plain", [0])
-
-
-def test_set_attention_backend_of_layers_in_the_longer_stack():
-    model = tiny_model(model=Seq2SeqTransformer, causal=False, n_decoder_layers=3)
-    set_attention_backend(model, "plain", [2])
-    chosen = [line.partition(":")[0] for line in model.backend_report() if "(requested)" in line]
-    assert chosen == ["decoder.layers.2.attention", "decoder.layers.2.cross_attention"]
-
-
-def test_set_attention_backend_rejects_unknown_name_with_a_suggestion():
-    with pytest.raises(UserError, match=r"unknown attention backend 'flx' .*'flex'"):
-        set_attention_backend(tiny_model(), "flx")
 
 
 def test_unsupported_backend_fails_when_the_model_is_called():

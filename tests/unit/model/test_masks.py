@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miniformer.model.execution_settings import set_attention_backend
 from miniformer.model.masks import (
     AttentionMask,
     Visibility,
@@ -14,7 +15,6 @@ from miniformer.model.masks import (
     make_sequence_lengths,
     make_visibility,
 )
-from miniformer.model.stack import set_attention_backend
 from tests.kit import tiny_model
 
 CPU = torch.device("cpu")

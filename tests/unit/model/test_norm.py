@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call, grad, jvp, vmap
 
+from miniformer.model.execution_settings import set_attention_backend
 from miniformer.model.norm import RMSNorm
-from miniformer.model.stack import set_attention_backend
 from tests.kit import tiny_model
 
 

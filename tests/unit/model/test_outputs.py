@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from miniformer import Seq2SeqTransformer, Transformer
+from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.model.masks import make_sequence_lengths
 from miniformer.model.outputs import Recorder
-from miniformer.model.stack import set_activation_checkpointing
 from tests.kit import tiny_model
 
 POSITIONS = ["rotary", "learned", "sinusoidal", "alibi", "t5_relative", "none"]

@@ -30,7 +30,7 @@ from torch.export import Dim, ExportedProgram
 from miniformer.config import UserError
 from miniformer.model.cache.protocol import SourceProjection
 from miniformer.model.masks import Visibility, make_cached_positions
-from miniformer.model.stack import Memory
+from miniformer.model.memory import Memory
 
 Layers = tuple[Tensor, ...]  # keys or values of L layers, each [B, K, columns, E]
 

@@ -14,8 +14,8 @@ from miniformer import registry
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import BatchLoader
+from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
-from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.loss_terms import combined_loss
 from miniformer.training.setup.prepare import RunSetup
 from miniformer.training.tuning.lr_finder import find_batch_size, find_lr

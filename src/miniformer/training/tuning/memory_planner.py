@@ -20,8 +20,8 @@ from torch import nn
 
 from miniformer.config import UserError
 from miniformer.data.batching.length_bucketing import Batch
+from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.model.ops.activation_checkpointing import CHECKPOINTING_MODES
-from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.base import Task
 from miniformer.training.tuning.dry_run import (
     clear_gradients,

@@ -7,8 +7,8 @@ from safetensors.torch import load_file, save_file
 from miniformer.config import UserError
 from miniformer.model.cache.kv_cache import Int8Cache
 from miniformer.model.cache.protocol import CacheSpec
+from miniformer.model.execution_settings import set_attention_backend
 from miniformer.model.seq2seq import Seq2SeqTransformer
-from miniformer.model.stack import set_attention_backend
 from tests.kit import tiny_model
 
 SHAPES = {

@@ -13,7 +13,7 @@ from miniformer import Seq2SeqTransformer, UserError, registry
 from miniformer.model import stack
 from miniformer.model.cache.protocol import Cache, PassCache
 from miniformer.model.masks import AttentionMask
-from miniformer.model.stack import Memory
+from miniformer.model.memory import Memory
 from tests.kit import caches, tiny_model
 from tests.unit.model.cache.conftest import KINDS
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from miniformer.config import UserError
+from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
-from miniformer.model.stack import set_activation_checkpointing
 from tests.kit import tiny_model
 
 
@@ -24,11 +23,6 @@ def test_checkpointed_layers_repeat_their_dropout(how):
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     for first, second in zip(*gradients, strict=True):
         assert torch.equal(first, second)
-
-
-def test_unknown_checkpointing_mode_is_rejected():
-    with pytest.raises(UserError, match=r"unknown activation checkpointing 'ful' .*'full'"):
-        set_activation_checkpointing(tiny_model(), "ful")
 
 
 def test_saved_activation_bytes():

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from miniformer import TrainConfig
-from miniformer.model.stack import set_attention_backend
+from miniformer.model.execution_settings import set_attention_backend
 from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.monitor import RunMonitor
 from miniformer.training.callbacks.progress import ProgressCallback

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from miniformer import registry
-from miniformer.model.stack import set_activation_checkpointing
+from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.loss_terms import LossTerm
 from miniformer.training.lit_module import MiniFormerLitModule

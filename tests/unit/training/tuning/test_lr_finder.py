@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from miniformer.config import UserError
-from miniformer.model.stack import set_activation_checkpointing
+from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.optim.optimizers import adamw
 from miniformer.training.tuning import lr_finder

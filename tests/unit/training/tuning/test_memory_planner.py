@@ -9,9 +9,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from miniformer.config import UserError
+from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.model.ops import products
 from miniformer.model.ops.cross_entropy import linear_cross_entropy
-from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.tuning import memory_planner
 from miniformer.training.tuning.memory_planner import (
@@ -378,7 +378,7 @@ def test_memory_planner_restores_the_model(room):
 TRAINING = """
 import json, sys, torch
 from miniformer.config import TransformerConfig
-from miniformer.model.stack import set_activation_checkpointing
+from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.tuning.memory_planner import plan_memory
