@@ -37,7 +37,7 @@ def padding_of_vectors_is_read(original):
     return left_pad_vectors
 
 
-@fault("miniformer.training.setup.input_length:fit_input_length")
+@fault("miniformer.training.tuning.input_length:fit_input_length")
 def inputs_are_cut_at_the_vectors_of_the_model(original):
     """Inputs are cut at `seq_len`, though several of them make one vector."""
 

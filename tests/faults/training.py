@@ -1190,14 +1190,26 @@ def find_lr_requires_a_default(original):
     return resolve_config
 
 
-@fault("miniformer.training.setup.prepare:_make_tokenizer")
+@fault("miniformer.training.setup.run_setup:RunSetup.data_settings")
+def model_directories_have_the_usual_batch_size(original):
+    """The data settings of a model directory have the default batch size."""
+
+    def data_settings(self):
+        import dataclasses
+
+        return dataclasses.replace(original.fget(self), batch_size=16)
+
+    return property(data_settings)
+
+
+@fault("miniformer.training.setup.tokenizers:run_tokenizer")
 def tokenizer_has_read_the_validation_data(original):
     """The tokenizer is trained on the records that are set aside, too."""
 
-    def _make_tokenizer(settings, task, records, resume_dir):
+    def run_tokenizer(settings, task, records, resume_dir):
         return original(settings, task, getattr(records, "records", records), resume_dir)
 
-    return _make_tokenizer
+    return run_tokenizer
 
 
 @fault("miniformer.training.api:train_config")

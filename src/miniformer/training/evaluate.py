@@ -27,7 +27,7 @@ from miniformer.training.report.loggers import finish_loggers
 from miniformer.training.report.verdicts import class_verdicts, data_verdicts, find_verdicts
 from miniformer.training.resume.auto import RESULT_FILE
 from miniformer.training.setup.builders import RunCallbacks, load_best_weights
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.utils.atomic import write_json
 from miniformer.utils.formats import format_number, metric_label
 from miniformer.utils.page import key_value_table

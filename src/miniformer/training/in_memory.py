@@ -39,8 +39,9 @@ from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.resume.optimizer_state import OptimizerState
 from miniformer.training.setup import builders, limits
 from miniformer.training.setup.auto_tune import auto_tune
-from miniformer.training.setup.prepare import RunSetup, prepare
+from miniformer.training.setup.prepare import prepare
 from miniformer.training.setup.prepare_start import prepare_start
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.training.tuning.hardware import cpu_threads
 
 # Settings of files, and of what only a run with a folder does.

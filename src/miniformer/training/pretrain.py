@@ -14,9 +14,9 @@ from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.evaluate import RunResult
 from miniformer.training.setup.builders import build_callbacks
 from miniformer.training.setup.init_from import load_pretrained_weights
-from miniformer.training.setup.prepare import RunSetup
 from miniformer.training.setup.pretraining import PRETRAIN_FOLDER, resume_pretraining
 from miniformer.training.setup.run_folder import create_run_folder
+from miniformer.training.setup.run_setup import RunSetup
 
 
 def pretrain(

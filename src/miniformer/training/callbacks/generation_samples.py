@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from miniformer.config import GenerationConfig, UserError
 from miniformer.training.distributed.strategies import full_state_dict
 from miniformer.training.report.artifacts import RunArtifacts
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.utils.jsonl import append_row, read_rows
 
 _MAX_NEW_TOKENS = 64

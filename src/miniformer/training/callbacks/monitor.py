@@ -14,7 +14,7 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import find_token_tensors
 from miniformer.training.callbacks.grad_norms import GradientNorms
 from miniformer.training.lit_module import MiniFormerLitModule
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.training.tuning.hardware import peak_flops
 from miniformer.training.tuning.memory_tracker import peak_memory
 from miniformer.utils.jsonl import append_row, is_due, read_rows

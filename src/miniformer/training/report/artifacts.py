@@ -17,7 +17,7 @@ from miniformer.training.report.best_evaluation import BestEvaluation
 from miniformer.training.report.curves import plot_loss
 from miniformer.training.report.model_card import render_model_card
 from miniformer.training.report.page import Report, write_report
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.utils.atomic import write_bytes, write_text
 
 

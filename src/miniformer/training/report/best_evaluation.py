@@ -14,7 +14,7 @@ from miniformer.data.selection import RecordSubset
 from miniformer.evaluation.evaluation import Evaluation, evaluate
 from miniformer.evaluation.run_batches import BatchSettings
 from miniformer.evaluation.sections import render_sections
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 
 _MAX_RECORDS = 5_000  # evaluated for the report; fewer of tasks that generate text
 

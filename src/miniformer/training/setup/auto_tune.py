@@ -17,7 +17,7 @@ from miniformer.data.batching.loader import BatchLoader
 from miniformer.model.execution_settings import set_activation_checkpointing
 from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
 from miniformer.tasks.loss_terms import combined_loss
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.training.tuning.lr_finder import find_batch_size, find_lr
 from miniformer.training.tuning.memory_planner import plan_memory
 from miniformer.utils.streams import progress_bars

@@ -48,7 +48,7 @@ from miniformer.training.report.artifacts import RunArtifacts
 from miniformer.training.resume.callback import ResumeCheckpoint
 from miniformer.training.resume.config import dataset_fingerprint
 from miniformer.training.setup.limits import max_total_steps
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 
 CallbackOrFactory = L.Callback | Callable[[], L.Callback]
 

@@ -20,7 +20,8 @@ from miniformer.training.resume.auto import resolve_auto_resume
 from miniformer.training.resume.config import AUTO, complete_config
 from miniformer.training.setup import limits, pretraining
 from miniformer.training.setup.auto_tune import auto_tune, autocast_dtype, iter_batches
-from miniformer.training.setup.prepare import RunSetup, prepare
+from miniformer.training.setup.prepare import prepare
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.training.tuning.dry_run import count_positions, cycle, forward_backward
 from miniformer.training.tuning.hardware import cpu_threads
 from miniformer.training.tuning.memory_tracker import peak_memory, reset_peak_memory

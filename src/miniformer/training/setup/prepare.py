@@ -11,8 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from miniformer import registry
-from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_task
-from miniformer.checkpoint.data_settings import StoredDataSettings
+from miniformer.checkpoint.artifacts import MODEL_CLASSES
 from miniformer.config import ConfigError, NoEffectWarning, TransformerConfig, UserError
 from miniformer.config.resolved import ResolvedSetting, given_task_options
 from miniformer.config.size_presets import SIZE_PRESETS
@@ -27,75 +26,28 @@ from miniformer.data.rules import fit_task
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
-from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.resume.config import check_same_data
 from miniformer.training.setup.init_from import (
     check_new_weights,
     load_pretrained_weights,
     transform_model,
 )
-from miniformer.training.setup.input_length import fit_input_length
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.resolve import Resolution, resolve_config
-from miniformer.training.setup.tokenizers import load_run_tokenizer, make_tokenizer
+from miniformer.training.setup.run_setup import RunSetup, load_run_task
+from miniformer.training.setup.tokenizers import run_tokenizer
 from miniformer.training.tuning.data_defaults import (
     DEFAULT_BATCH_SIZE,
     resolve_batch_size,
     resolve_model_size,
     resolve_task_options,
 )
-from miniformer.training.tuning.lr_finder import LRFinderResult
+from miniformer.training.tuning.input_length import fit_input_length
 from miniformer.training.tuning.validation_defaults import (
     resolve_checkpoint_metric,
     resolve_validation,
 )
 from miniformer.utils.streams import progress_bars
-
-
-@dataclasses.dataclass
-class RunSetup(Resolution):
-    """Everything that training needs: the resolved settings, and what was built from them.
-
-    Args:
-        task: the task, fitted to its training data.
-        metric: metric of the best model, without the prefix `val_`.
-        num_validations: validations of the run, if val_check_interval is null; 0: no validation.
-        data: the datamodule, set up.
-        model: the model with its initial weights.
-        model_config: config of the model.
-        tokenizer: the tokenizer; None: the task reads no text.
-        tokenizer_summary: one line about the tokenizer.
-        seq_len: tokens of a window, or maximum tokens of an input and of a target.
-        pretrained_path: the model directory of `init_from`.
-        predicted_memory: predicted peak memory of the process in bytes; None: not predicted.
-        lr_search: result of the learning rate finder; None: not used.
-        trials: content of trials.json; None: no trials.
-    """
-
-    task: Task
-    metric: str
-    num_validations: int
-    data: MiniFormerDataModule
-    model: Any
-    model_config: TransformerConfig
-    tokenizer: Tokenizer | None
-    tokenizer_summary: str | None
-    seq_len: int
-    pretrained_path: Path | None
-    predicted_memory: int | None = None
-    lr_search: LRFinderResult | None = None
-    trials: dict[str, Any] | None = None
-
-    @property
-    def data_settings(self) -> StoredDataSettings:
-        """Files and batches as the run reads them, for its model directories."""
-        mapping = self.data.mapping
-        return StoredDataSettings(
-            seq_len=self.data.seq_len,
-            batch_size=self.data.batch_size,
-            batch_tokens=self.data.batch_tokens,
-            fields=None if mapping is None else mapping.to_dict(),
-        )
 
 
 def prepare(
@@ -157,7 +109,7 @@ def prepare(
             else as_records(source, task.schema, mapping=mapping, progress=progress)
             for name, source in (("val_path", val), ("test_path", sources["test_path"]))
         }
-        tokenizer, summary = _make_tokenizer(settings, task, records, resume_dir)
+        tokenizer, summary = run_tokenizer(settings, task, records, resume_dir)
         if summary is not None:
             console.print(f"tokenizer: {summary}")
         if stored_task is None and tokenizer is not None and records is not None:
@@ -273,17 +225,6 @@ def build_task(config: TrainConfig, kind: str) -> Task:
     return task.for_model(kind)
 
 
-def load_run_task(run_dir: Path, kind: str) -> Task | None:
-    """Loads the fitted task of a run folder; None: the run has not saved it.
-
-    Run folders of earlier versions have a task.json only in their model directories.
-    """
-    for folder in (run_dir, run_dir / "best", run_dir / "last"):
-        if (folder / "task.json").is_file():
-            return read_task(folder / "task.json", kind)
-    return None
-
-
 def _generates_text(task: Task) -> bool:
     return type(task).generate_text is not Task.generate_text
 
@@ -352,26 +293,6 @@ def _resolve_seq_len(settings: Resolution) -> int:
             f"lower seq_len or set max_seq_len={seq_len} in model_config"
         )
     return seq_len
-
-
-def _make_tokenizer(
-    settings: Resolution, task: Task, records: Records | None, resume_dir: Path | None
-) -> tuple[Tokenizer | None, str | None]:
-    """Makes or loads the tokenizer of a run, and one line about it."""
-    if resume_dir is not None:
-        return load_run_tokenizer(resume_dir)
-    # Rank 0 trains it: training is not deterministic for all kinds.
-    tokenizer, summary, options = broadcast_from_rank0(
-        lambda: make_tokenizer(settings.config, task, records)
-    )
-    if tokenizer is not None and settings.config.tokenizer is None:
-        settings.resolved.append(ResolvedSetting("tokenizer", "bpe", "default"))
-    for option in options:  # the vocabulary size is a field of the tokenizer, not of the config
-        if option.name == "source_tokenizer":
-            settings.apply([option])
-        else:
-            settings.resolved.append(option)
-    return tokenizer, summary
 
 
 def _resolve_augmentation(

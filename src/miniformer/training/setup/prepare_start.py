@@ -18,13 +18,13 @@ from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.train_config import TrainConfig
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.prepare import (
-    RunSetup,
     data_sources,
     hold_out_validation,
     resolve_data_batch_size,
     resolve_metric,
 )
 from miniformer.training.setup.resolve import resolve_config
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.training.tuning.data_defaults import DEFAULT_BATCH_SIZE, resolve_lr
 from miniformer.training.tuning.validation_defaults import resolve_validation
 from miniformer.utils.streams import progress_bars

@@ -16,7 +16,8 @@ from miniformer.config.size_presets import SHAPE_FIELDS
 from miniformer.train_config import TrainConfig
 from miniformer.training.resume.config import saved_config
 from miniformer.training.resume.storage import latest_checkpoint
-from miniformer.training.setup.prepare import RunSetup, build_task
+from miniformer.training.setup.prepare import build_task
+from miniformer.training.setup.run_setup import RunSetup
 
 PRETRAIN_FOLDER = "pretrain"
 _LEGACY_PRETRAIN_FOLDER = "warm_start"  # of version 0.1

@@ -17,7 +17,7 @@ from miniformer.training.distributed.launcher import rank
 from miniformer.training.resume.auto import record_start
 from miniformer.training.resume.config import CONFIG_FILE
 from miniformer.training.resume.storage import CHECKPOINTS_DIR
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.utils.atomic import write_json
 
 _NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -13,12 +13,35 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.data.tokenizers.training import SAMPLE_BYTES, TextSample
 from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
+from miniformer.training.distributed.launcher import broadcast_from_rank0
+from miniformer.training.setup.resolve import Resolution
+from miniformer.training.setup.run_setup import load_run_tokenizer
 from miniformer.training.tuning.tokenizer_defaults import (
     iter_texts,
     resolve_source_tokenizer,
     resolve_tokenizer,
     resolve_vocab_size,
 )
+
+
+def run_tokenizer(
+    settings: Resolution, task: Task, records: Records | None, resume_dir: Path | None
+) -> tuple[Tokenizer | None, str | None]:
+    """Makes or loads the tokenizer of a run, and one line about it."""
+    if resume_dir is not None:
+        return load_run_tokenizer(resume_dir)
+    # Rank 0 trains it: training is not deterministic for all kinds.
+    tokenizer, summary, options = broadcast_from_rank0(
+        lambda: make_tokenizer(settings.config, task, records)
+    )
+    if tokenizer is not None and settings.config.tokenizer is None:
+        settings.resolved.append(ResolvedSetting("tokenizer", "bpe", "default"))
+    for option in options:  # the vocabulary size is a field of the tokenizer, not of the config
+        if option.name == "source_tokenizer":
+            settings.apply([option])
+        else:
+            settings.resolved.append(option)
+    return tokenizer, summary
 
 
 def make_tokenizer(
@@ -110,13 +133,3 @@ def _read_tokenizer(option: str, path: str) -> tuple[Tokenizer, str]:
     tokenizer = Tokenizer.from_path(path)
     note = "" if tokenizer.warning is None else f"; {tokenizer.warning}"
     return tokenizer, f"{tokenizer.vocab_size:,} ids, from {path}{note}"
-
-
-def load_run_tokenizer(run_dir: Path) -> tuple[Tokenizer | None, str | None]:
-    """Loads the tokenizer of a run folder and returns one line about it."""
-    if not (run_dir / "tokenizer.json").is_file():
-        return None, None
-    tokenizer = Tokenizer.from_path(run_dir)
-    if (run_dir / "source_tokenizer").is_dir():
-        tokenizer.separate_source_tokenizer = Tokenizer.from_path(run_dir / "source_tokenizer")
-    return tokenizer, f"{tokenizer.vocab_size:,} ids, from the resumed run"

@@ -20,7 +20,8 @@ from miniformer.data.reading.records import Records
 from miniformer.data.selection import RecordSubset
 from miniformer.train_config import TrainConfig
 from miniformer.training.setup.limits import count_epochs
-from miniformer.training.setup.prepare import RunSetup, prepare
+from miniformer.training.setup.prepare import prepare
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.training.trials.candidates import (
     TIME_SHARES,
     Candidate,

@@ -22,7 +22,7 @@ from miniformer.config.size_presets import SHAPE_FIELDS, SIZE_PRESETS
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.sequence_input import InputTask
 from miniformer.train_config import TrainConfig
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 
 TIME_SHARES = {"quick": 0.15, "full": 0.5}  # of the time of a run
 _TOKENIZERS = ("bpe", "char", "word")

@@ -27,7 +27,8 @@ from miniformer.training.callbacks.validation import BudgetStopping
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.setup.builders import make_trainer, suppress_lightning_hints
 from miniformer.training.setup.estimate import estimate_run
-from miniformer.training.setup.prepare import RunSetup, prepare
+from miniformer.training.setup.prepare import prepare
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.training.trials.candidates import Candidate
 
 _TIMED_SECONDS = 0.3

@@ -10,7 +10,7 @@ import time
 import torch
 
 from miniformer.model.layers import DecoderLayer, EncoderLayer
-from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.setup.run_setup import RunSetup
 from miniformer.training.tuning.dry_run import forward_backward
 
 _TIMED_STEPS = 5  # before and after compilation
