@@ -608,15 +608,15 @@ def thresholds_may_cross(original):
     return lambda self: self.bias
 
 
-@fault("miniformer.tasks.regression:Regression._format_row")
+@fault("miniformer.tasks.common.value_kinds:ValueKind.from_numbers")
 def outputs_are_in_the_order_of_the_record(original):
     """Names of several values are sorted, but the outputs are not."""
 
-    def format_row(self, row):
-        result = original(self, row)
-        return dict(zip(sorted(result), row, strict=True)) if isinstance(result, dict) else result
+    def from_numbers(self, numbers):
+        value = original(self, numbers)
+        return dict(zip(sorted(value), numbers, strict=True)) if isinstance(value, dict) else value
 
-    return format_row
+    return from_numbers
 
 
 @fault("miniformer.tasks.common.value_metrics:average_outputs")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from miniformer.config import UserError, option
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch
-from miniformer.data.reading import schema
 from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema, features_to_array
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -26,6 +25,7 @@ from miniformer.tasks.base import BatchStats, concat_batches
 from miniformer.tasks.common.record_results import RecordResults
 from miniformer.tasks.common.sequence_input import InputTask
 from miniformer.tasks.common.standardize import is_constant, mean_std
+from miniformer.tasks.common.value_kinds import ValueKind
 from miniformer.tasks.common.value_metrics import METRICS, average_outputs, value_metrics
 
 SCALE_EPSILON_RATIO = 0.05  # of the mean std of a feature within inputs; added to each std
@@ -74,41 +74,14 @@ class Regression(InputTask):
 
     def _check_value(self, value: Any, *, kind_is_known: bool = False) -> str | None:
         """Checks the numbers of a value, and its kind once that is known."""
-        kind = type(value)
         given = (self.num_values, self.value_names, self.target_std)
         is_known = kind_is_known or any(item is not None for item in given)
-        if kind not in (list, dict):
-            problem = schema.check_number(value)
-            if problem is None and not (self.num_values is None and self.value_names is None):
-                return f"is one number, where others are {self._describe_values()}"
-            return problem
-        if not value:
-            return "is empty; it needs at least one number"
-        names = list(value) if kind is dict else range(1, len(value) + 1)
-        for name, item in zip(names, value.values() if kind is dict else value, strict=True):
-            if (problem := schema.check_number(item)) is not None:
-                return f"has {name!r}, which {problem}"
-        is_object = self.value_names is not None
-        if is_known and (
-            self.num_values not in (None, len(value))
-            or (self.num_values is None and self.value_names is None)
-            or is_object != (kind is dict)
-            or (is_object and set(value) != set(self.value_names or ()))
-        ):
-            actual = (
-                f"has the keys {', '.join(map(repr, value))}"
-                if kind is dict
-                else (f"is a list of {len(value)}")
-            )
-            return f"{actual}, where others are {self._describe_values()}"
-        return None
+        return self.value_kind.find_problem(value, is_known=is_known)
 
-    def _describe_values(self) -> str:
-        if self.value_names is not None:
-            return f"objects with the keys {', '.join(map(repr, self.value_names))} (value_names)"
-        return (
-            "one number" if self.num_values is None else f"lists of {self.num_values} (num_values)"
-        )
+    @cached_property
+    def value_kind(self) -> ValueKind:
+        """Kind of the values, as far as it is known."""
+        return ValueKind(self.num_values, self.value_names)
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
@@ -188,13 +161,6 @@ class Regression(InputTask):
         """Names of the outputs, or their numbers from 1."""
         return self.value_names or list(range(1, self.num_outputs() + 1))
 
-    def values_of(self, record: Record) -> np.ndarray:
-        """The numbers of a record's value, float64 [outputs]."""
-        value = record["value"]
-        if self.value_names is not None:
-            value = [value[name] for name in self.value_names]
-        return np.array(value, np.float64).reshape(-1)
-
     def data_warnings(self) -> Iterator[str]:
         yield from super().data_warnings()
         if self.scale_epsilon is not None and not self.is_series():
@@ -228,7 +194,7 @@ class Regression(InputTask):
     def raw_targets(self, record: Record) -> np.ndarray:
         """Targets of a record before standardization, float64 [outputs]."""
         base, scale = self.offset_scale(record["input"])
-        return (self.values_of(record) - base) / scale
+        return (self.value_kind.to_numbers(record["value"]) - base) / scale
 
     def series_feature(self, raw_input: Any) -> np.ndarray:
         """The feature of an input whose next number is the target, float64 [T]."""
@@ -349,8 +315,8 @@ class Regression(InputTask):
         errors, predictions, values, losses = self._errors(batch_stats)
         return RecordResults(
             records=concat_batches(batch_stats, "records").numpy(),
-            predictions=[self._format_row(row) for row in predictions.tolist()],
-            truths=[self._format_row(row) for row in values.tolist()],
+            predictions=[self.value_kind.from_numbers(row) for row in predictions.tolist()],
+            truths=[self.value_kind.from_numbers(row) for row in values.tolist()],
             losses=losses.mean(1),
             weights=np.ones(len(errors)),
             statistics={"errors": errors, "predictions": predictions, "values": values},
@@ -384,15 +350,9 @@ class Regression(InputTask):
         mean, std = self._require_mean_std()
         units = map(self.offset_scale, inputs)
         return [
-            self._format_row((base + scale * (mean + std * output)).tolist())
+            self.value_kind.from_numbers((base + scale * (mean + std * output)).tolist())
             for (base, scale), output in zip(units, outputs.double().numpy(), strict=True)
         ]
-
-    def _format_row(self, row: list[float]) -> Any:
-        """Numbers of the outputs as a value of a record: a number, a list or an object."""
-        if self.value_names is not None:
-            return dict(zip(self.value_names, row, strict=True))
-        return row[0] if self.num_values is None else row
 
     def _require_mean_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each output, float64 [outputs]."""
