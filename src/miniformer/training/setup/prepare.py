@@ -17,8 +17,7 @@ from miniformer.config.resolved import ResolvedSetting, given_task_options
 from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.config.train_settings import IN_MEMORY
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.folds import fit_classes, split_fold
-from miniformer.data.holdout import default_val_share, hold_out
+from miniformer.data.folds import fit_classes
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.mixture import as_mixture
 from miniformer.data.reading.records import Records, as_records
@@ -44,7 +43,9 @@ from miniformer.training.tuning.data_defaults import (
 )
 from miniformer.training.tuning.input_length import fit_input_length
 from miniformer.training.tuning.validation_defaults import (
-    resolve_checkpoint_metric,
+    check_metric,
+    hold_out_validation,
+    resolve_metric,
     resolve_validation,
 )
 from miniformer.utils.streams import progress_bars
@@ -73,7 +74,7 @@ def prepare(
     resume_dir = None if config.resume is None else Path(config.resume)
     stored_task = None if resume_dir is None else load_run_task(resume_dir, settings.kind)
     task = stored_task or build_task(settings.config, settings.kind)
-    _check_metric(settings, task)
+    check_metric(settings, task)
     seq_len = _resolve_seq_len(settings)
     records, held_out, mapping = None, None, FieldMapping.from_settings(config)
     with progress_bars(console) as progress:
@@ -85,7 +86,8 @@ def prepare(
             mapping = records.mapping
             if config.folds is not None:
                 task = fit_classes(task, records)
-            records, held_out = hold_out_validation(settings, records, checkpoint)
+            records, held_out, share = hold_out_validation(settings, records, checkpoint)
+            settings.apply(share)
             task = fit_task(task, records)
             settings.resolved += [] if records.mixture is None else [records.mixture.setting()]
         elif config.val_path is None and config.val_share is None:
@@ -227,54 +229,6 @@ def build_task(config: TrainConfig, kind: str) -> Task:
 
 def _generates_text(task: Task) -> bool:
     return type(task).generate_text is not Task.generate_text
-
-
-def _check_metric(settings: Resolution, task: Task) -> None:
-    """Checks the given metric of the best model.
-
-    Raises:
-        UserError: the task does not have it, or it needs a package.
-    """
-    if (given := settings.config.checkpoint_metric) is not None:
-        metric = given.removeprefix("val_")
-        if metric not in task.metrics:
-            names = list(task.metrics)
-            raise UserError(registry.unknown_name_message("checkpoint_metric", metric, names))
-        list(task.pre_run_warnings(metric))
-
-
-def resolve_metric(settings: Resolution, task: Task, records: Records | None) -> str:
-    """Metric of the best model, without the prefix `val_`."""
-    if settings.config.checkpoint_metric is not None:
-        return settings.config.checkpoint_metric.removeprefix("val_")
-    setting = resolve_checkpoint_metric(task, records)
-    settings.resolved.append(setting)
-    return str(setting.value)
-
-
-def hold_out_validation(
-    settings: Resolution, records: Records, checkpoint: Path | None
-) -> tuple[Records, Records | None]:
-    """The training records, and those that are set aside for validation."""
-    config = settings.config
-    if config.folds is not None and config.fold is not None:
-        return split_fold(records, config.folds, config.fold, config.seed)
-    if config.val_path is not None or config.val_share == 0:
-        return records, None
-    share = config.val_share or default_val_share(records)
-    try:
-        parts = hold_out(records, share)
-    except UserError as error:
-        if checkpoint is not None:  # the data of the run could be divided
-            check_same_data(records, checkpoint)
-        if config.val_share is not None:
-            raise UserError(f"val_share={share}: {error}; leave it out, or set 0") from None
-        settings.apply([ResolvedSetting("val_share", 0.0, str(error))])
-        return records, None
-    if config.val_share is None:
-        reason = "no val_path: a part of train_path is set aside"
-        settings.apply([ResolvedSetting("val_share", share, reason)])
-    return parts
 
 
 def _resolve_seq_len(settings: Resolution) -> int:

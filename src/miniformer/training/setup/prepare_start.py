@@ -19,14 +19,16 @@ from miniformer.train_config import TrainConfig
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.prepare import (
     data_sources,
-    hold_out_validation,
     resolve_data_batch_size,
-    resolve_metric,
 )
 from miniformer.training.setup.resolve import resolve_config
 from miniformer.training.setup.run_setup import RunSetup
 from miniformer.training.tuning.data_defaults import DEFAULT_BATCH_SIZE, resolve_lr
-from miniformer.training.tuning.validation_defaults import resolve_validation
+from miniformer.training.tuning.validation_defaults import (
+    hold_out_validation,
+    resolve_metric,
+    resolve_validation,
+)
 from miniformer.utils.streams import progress_bars
 
 
@@ -62,7 +64,8 @@ def prepare_start(
         schema = start.task.schema
         mapping.check_fields(schema)
         records = as_records(sources["train_path"], schema, mapping=mapping, progress=progress)
-        records, held_out = hold_out_validation(settings, records, None)
+        records, held_out, share = hold_out_validation(settings, records, None)
+        settings.apply(share)
         task = fit_task(start.task, records)
         source = held_out if sources["val_path"] is None else sources["val_path"]
         val = None

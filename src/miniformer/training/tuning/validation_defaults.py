@@ -2,6 +2,7 @@
 
 | setting                 | value                                                              |
 |-------------------------|--------------------------------------------------------------------|
+| val_share               | a tenth of the data, within limits; see `hold_out_validation`      |
 | val_check_interval      | ten a run, or one an epoch if more, within a seventh of the time   |
 | checkpoint_metric       | the metric that people read; see `resolve_checkpoint_metric`       |
 | early_stopping_patience | five validations, or three tenths of those so far; see `EarlyStopping` |
@@ -13,15 +14,22 @@ import math
 import statistics
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
+from miniformer import registry
+from miniformer.config import UserError
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.train_settings import EvaluationSettings
 from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.folds import split_fold
+from miniformer.data.holdout import default_val_share, hold_out
 from miniformer.data.reading.records import Records
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.text_metrics import has_sacrebleu
 from miniformer.training.callbacks.early_stopping import MIN_PATIENCE
 from miniformer.training.callbacks.validation import MAX_TIME_SHARE, MIN_VALIDATIONS
+from miniformer.training.resume.config import check_same_data
+from miniformer.training.setup.resolve import Resolution
 
 _MIN_COSTLY_VALIDATIONS = 3  # however long they take
 _TRAINING_PASSES = 3.0  # cost of a training step in forward passes
@@ -32,6 +40,53 @@ _MAX_SAMPLED_TARGETS = 2_000
 _SHORT_TARGET_WORDS, _SHORT_TARGET_CHARS = 3, 30  # medians
 _MAX_FORMAL_VARIETY = 0.05  # distinct words per word of commands, phonemes, queries
 _MAX_WORD_CHARS = 12  # mean; longer "words" are text without spaces
+
+
+def hold_out_validation(
+    settings: Resolution, records: Records, checkpoint: Path | None
+) -> tuple[Records, Records | None, list[ResolvedSetting]]:
+    """The training records, those that are set aside for validation, and the `val_share`."""
+    config = settings.config
+    if config.folds is not None and config.fold is not None:
+        return *split_fold(records, config.folds, config.fold, config.seed), []
+    if config.val_path is not None or config.val_share == 0:
+        return records, None, []
+    share = config.val_share or default_val_share(records)
+    try:
+        parts = hold_out(records, share)
+    except UserError as error:
+        if checkpoint is not None:  # the data of the run could be divided
+            check_same_data(records, checkpoint)
+        if config.val_share is not None:
+            raise UserError(f"val_share={share}: {error}; leave it out, or set 0") from None
+        return records, None, [ResolvedSetting("val_share", 0.0, str(error))]
+    if config.val_share is not None:
+        return *parts, []
+    reason = "no val_path: a part of train_path is set aside"
+    return *parts, [ResolvedSetting("val_share", share, reason)]
+
+
+def check_metric(settings: Resolution, task: Task) -> None:
+    """Checks the given metric of the best model.
+
+    Raises:
+        UserError: the task does not have it, or it needs a package.
+    """
+    if (given := settings.config.checkpoint_metric) is not None:
+        metric = given.removeprefix("val_")
+        if metric not in task.metrics:
+            names = list(task.metrics)
+            raise UserError(registry.unknown_name_message("checkpoint_metric", metric, names))
+        list(task.pre_run_warnings(metric))
+
+
+def resolve_metric(settings: Resolution, task: Task, records: Records | None) -> str:
+    """Metric of the best model, without the prefix `val_`."""
+    if settings.config.checkpoint_metric is not None:
+        return settings.config.checkpoint_metric.removeprefix("val_")
+    setting = resolve_checkpoint_metric(task, records)
+    settings.resolved.append(setting)
+    return str(setting.value)
 
 
 def resolve_checkpoint_metric(task: Task, records: Records | None) -> ResolvedSetting:
