@@ -287,14 +287,15 @@ def outside_bias_follows_chance(original):
     return select_outside_bias
 
 
-@fault("miniformer.tasks.token_classification:TokenClassification._predict_tags")
+@fault("miniformer.tasks.tagging.predictions:predict_tags")
 def every_outside_bias_is_the_first(original):
     """All biases are compared by the predictions of the first."""
 
-    def _predict_tags(self, logprobs, batch, outside_biases):
-        return original(self, logprobs, batch, [outside_biases[0]] * len(outside_biases))
+    def predict_tags(logprobs, batch, classes, constraint, outside_biases):
+        biases = [outside_biases[0]] * len(outside_biases)
+        return original(logprobs, batch, classes, constraint, biases)
 
-    return _predict_tags
+    return predict_tags
 
 
 @fault("miniformer.training.tuning.wide_head.chain:ChainProblem.solve")

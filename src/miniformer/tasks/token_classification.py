@@ -42,13 +42,13 @@ from miniformer.tasks.common.input_encoding import (
 )
 from miniformer.tasks.common.record_results import RecordResults, confusion_matrix
 from miniformer.tasks.tagging.answers import is_single_input, make_answer, split_inputs
+from miniformer.tasks.tagging.predictions import word_stats
 from miniformer.tasks.tagging.results import (
     counts_table,
     make_results,
     resampled_tag_metrics,
     tag_counts,
 )
-from miniformer.tasks.tagging.schemes import OUTSIDE
 from miniformer.tasks.tagging.span_metrics import (
     OUTSIDE_BIASES,
     count_spans,
@@ -57,11 +57,10 @@ from miniformer.tasks.tagging.span_metrics import (
 )
 from miniformer.tasks.tagging.tag_task import TagTask
 from miniformer.tasks.tagging.tagged_words import TaggedWords
-from miniformer.tasks.tagging.viterbi import TagConstraint, decode
+from miniformer.tasks.tagging.viterbi import TagConstraint
 from miniformer.tasks.tagging.word_encoding import collate_words, encode_tokens, pooling_weights
 
 _BATCH_SIZE = 32  # windows predicted at once
-_MAX_RARE_TAGS_SHOWN = 5
 _MAX_REPORT_CLASSES = 60  # rows of the table in the model card
 
 
@@ -112,29 +111,6 @@ class TokenClassification(TagTask):
         if not (self.has_spans and self.valid_predictions):
             return None
         return TagConstraint(self.require_classes(), self.resolved_scheme)
-
-    def _predict_tags(
-        self, logprobs: Tensor, batch: Batch, outside_biases: Sequence[float]
-    ) -> Tensor:
-        """Predicted classes with each of some biases, int64 [biases, B, W].
-
-        Args:
-            logprobs: of each word, [B, W, C].
-            batch: `first_word`, `words_after` and `word_lengths`.
-            outside_biases: see `TokenClassification`.
-        """
-        outside = torch.tensor([tag == OUTSIDE for tag in self.require_classes()])
-        biases = torch.tensor(outside_biases)[:, None] * outside  # [biases, C]
-        logprobs = logprobs - biases[:, None, None]  # [biases, B, W, C]
-        if self._constraint is None:
-            return logprobs.argmax(-1)
-        columns = (batch["word_lengths"] > 0).sum(1), batch["first_word"], batch["words_after"]
-        lengths, first, after = (value.cpu().repeat(len(biases)) for value in columns)
-        tags = decode(
-            logprobs.flatten(0, 1), lengths, self._constraint, is_start=first == 0,
-            is_end=after == 0,
-        )  # fmt: skip
-        return tags.view(logprobs.shape[:-1])
 
     def texts(self, record: Record) -> Iterator[str]:
         # With a space in front, as `encode_words` encodes each word.
@@ -243,28 +219,10 @@ class TokenClassification(TagTask):
         return {"loss": loss, "count": count, **self._word_stats(logits, batch)}
 
     def _word_stats(self, logits: Tensor, batch: Batch) -> BatchStats:
-        """Statistics of each word of a batch, [N] each: see `TaggedWords`."""
-        lengths = batch["word_lengths"].cpu()
-        logprobs = logits.float().log_softmax(-1).cpu()  # [B, W, C]
-        first, after = batch["first_word"].cpu(), batch["words_after"].cpu()
+        """Statistics of each word of a batch; see `word_stats`."""
         is_fitted = self.outside_bias is None and self.has_spans and "labels" in batch
         biases = OUTSIDE_BIASES if is_fitted else (self.outside_bias or 0.0,)
-        biased = self._predict_tags(logprobs, batch, biases)
-        predictions = biased[0]  # the first of `OUTSIDE_BIASES` is 0
-        columns = {
-            "word_records": batch["records"].cpu()[:, None].expand_as(predictions),
-            "positions": first[:, None] + torch.arange(predictions.shape[1]),
-            "in_parts": ((first > 0) | (after > 0))[:, None].expand_as(predictions),
-            "predictions": predictions,
-            "scores": logprobs.gather(2, predictions[..., None])[..., 0].exp(),
-        }
-        if "labels" in batch:
-            labels = batch["labels"].cpu()
-            columns["labels"] = labels
-            columns["losses"] = -logprobs.gather(2, labels.clamp_min(0)[..., None])[..., 0]
-            if is_fitted:
-                columns["biased_predictions"] = biased.movedim(0, -1).short()  # [B, W, biases]
-        return {name: value[lengths > 0] for name, value in columns.items()}
+        return word_stats(logits, batch, self.require_classes(), self._constraint, biases)
 
     def fit_to_validation(self, batch_stats: Sequence[BatchStats]) -> Self:
         """The task with the `outside_bias` of the highest span F1, unless it is given.
