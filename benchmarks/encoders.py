@@ -20,7 +20,7 @@ import torch
 
 from environment import environment
 from miniformer import Transformer, TransformerConfig
-from miniformer.generation.runtime import inference_model
+from miniformer.generation.inference import inference_model
 from miniformer.model.ops.products import matmul
 
 RESULTS = Path(__file__).parent / "results" / "encoders.json"

@@ -182,7 +182,7 @@ def prompts_are_padded_without_a_mask(original):
     return lambda rows, name: (original(rows, name)[0], None)
 
 
-@fault("miniformer.generation.runtime:eval_mode")
+@fault("miniformer.generation.inference:eval_mode")
 def model_is_left_in_eval_mode(original):
     """The train mode of the modules is not restored."""
 
@@ -542,7 +542,7 @@ def sliding_text_is_cut_one_token_early(original):
     return prefill
 
 
-@fault("miniformer.generation.runtime:eval_mode")
+@fault("miniformer.generation.inference:eval_mode")
 def dropout_stays_on_in_generation(original):
     """A model in train mode generates in train mode."""
     import contextlib

@@ -32,8 +32,8 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.evaluation.evaluation import Evaluation, evaluate, with_comparison
 from miniformer.evaluation.intervals import Bootstrap
 from miniformer.generation.api import GenerationOutput
+from miniformer.generation.inference import eval_mode, inference_model
 from miniformer.generation.logits_processors import Processor
-from miniformer.generation.runtime import eval_mode, inference_model
 from miniformer.generation.speculative import Speculation
 from miniformer.model.config_file import read_config
 from miniformer.model.hub import resolve_directory, upload_directory

@@ -28,7 +28,7 @@ from torch import Tensor
 from miniformer.config import UserError
 from miniformer.doctor.inputs import ModelInputs
 from miniformer.doctor.layouts import NUM_ROWS, Layout, packed_layout, padded_layouts
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.inference import eval_mode
 
 
 class Leak(NamedTuple):

@@ -18,7 +18,7 @@ from miniformer.data.batching.loader import Batcher
 from miniformer.data.batching.record_fields import FieldBatcher
 from miniformer.data.reading.records import Record, Records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.inference import eval_mode
 from miniformer.tasks.base import BatchStats, Task
 from miniformer.tasks.common.record_results import RecordResults
 

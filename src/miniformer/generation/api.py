@@ -14,10 +14,10 @@ from torch import Tensor
 
 from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.beam_search import beam_search
+from miniformer.generation.inference import eval_mode
 from miniformer.generation.inputs import PromptBatch, left_pad, left_pad_vectors
 from miniformer.generation.logits_processors import Processor
 from miniformer.generation.loop import StepOutput, StopFn, decode, prefill
-from miniformer.generation.runtime import eval_mode
 from miniformer.generation.sampling import row_generator, row_uniforms
 from miniformer.generation.speculative import Speculation, speculate
 

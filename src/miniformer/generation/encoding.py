@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from miniformer.generation.inference import inference_model
 from miniformer.generation.inputs import INTEGER_DTYPES, PromptBatch
-from miniformer.generation.runtime import inference_model
 
 _Key = tuple[int, ...]  # real token ids of a source
 

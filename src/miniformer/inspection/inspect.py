@@ -10,7 +10,7 @@ from torch import Tensor
 
 from miniformer.config import UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.inference import eval_mode
 from miniformer.inspection.lens import head_inputs, layer_logits, masked_logprobs, predictions_of
 from miniformer.inspection.reading import Reading, read_input
 from miniformer.inspection.result import Inspection

@@ -102,6 +102,10 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
         (_unit("generation/logits_processors", "generation/beam_search"), TEXTS),
     ),
     (
+        "generation/inference.py",
+        (_unit("generation/inference", "generation/sampling", "runtime/rounded/model"),),
+    ),
+    (
         "generation/runtime.py",
         (_unit("generation/runtime", "generation/sampling", "runtime/native"),),
     ),

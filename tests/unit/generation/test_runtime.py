@@ -5,7 +5,7 @@ import torch
 
 from miniformer import registry
 from miniformer.config import ConfigError, GenerationConfig
-from miniformer.generation.runtime import PlainRuntime, eval_mode, make_runtime
+from miniformer.generation.runtime import PlainRuntime, make_runtime
 from miniformer.runtime.native.decode_step import NativeRuntime
 from miniformer.runtime.native.engine import Engine
 from tests.kit import caches, tiny_model
@@ -135,12 +135,3 @@ def test_cache_kind_is_checked():
                          ({"cuda_graph": True}, "cuda_graph=true")):  # fmt: skip
         with pytest.raises(ConfigError, match=f"{name} has a cache of its own; leave cache_kind"):
             GenerationConfig(cache_kind="full", **values)
-
-
-def test_eval_mode_of_two_models():
-    models = tiny_model(), tiny_model()
-    models[1].layers[0].eval()
-    before = [[module.training for module in model.modules()] for model in models]
-    with eval_mode(*models):
-        assert not any(module.training for model in models for module in model.modules())
-    assert [[module.training for module in model.modules()] for model in models] == before

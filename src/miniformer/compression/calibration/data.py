@@ -16,7 +16,7 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.reading.records import Records, as_records
 from miniformer.data.selection import RecordSubset
 from miniformer.evaluation.run_batches import labeled_batches
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.inference import eval_mode
 from miniformer.model.stack import Stack
 from miniformer.tasks.embedding import EmbeddingTask, embed_batch
 

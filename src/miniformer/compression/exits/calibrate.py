@@ -23,7 +23,7 @@ from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 from miniformer.data.reading.records import as_records
 from miniformer.evaluation.run_batches import labeled_batches
-from miniformer.generation.runtime import eval_mode, inference_model
+from miniformer.generation.inference import eval_mode, inference_model
 from miniformer.model.exit_policy import exit_outputs
 from miniformer.tasks.common.input_encoding import model_inputs
 from miniformer.utils.atomic import write_json

@@ -25,7 +25,7 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import find_token_tensors
 from miniformer.data.reading.records import as_records
 from miniformer.evaluation.run_batches import labeled_batches
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.inference import eval_mode
 from miniformer.tasks.embedding import EmbeddingTask
 
 Scores = dict[str, Tensor]  # by path of a module

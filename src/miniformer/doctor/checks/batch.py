@@ -10,7 +10,7 @@ from torch import Tensor
 
 from miniformer.doctor.inputs import ModelInputs, max_difference
 from miniformer.doctor.outcome import Note
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.inference import eval_mode
 
 _ROWS = 3
 _TOLERANCE = 1e-4  # of the largest output

@@ -11,7 +11,8 @@ from torch import Tensor
 from miniformer.config import GenerationConfig
 from miniformer.doctor.inputs import ModelInputs, max_difference
 from miniformer.doctor.outcome import NotApplicable, Note
-from miniformer.generation.runtime import PlainRuntime, Runtime, eval_mode, make_runtime
+from miniformer.generation.inference import eval_mode
+from miniformer.generation.runtime import PlainRuntime, Runtime, make_runtime
 
 _ROWS = 3
 _TOLERANCE = 1e-4  # of the largest logit

@@ -12,7 +12,8 @@ from miniformer.config import GenerationConfig, UserError
 from miniformer.doctor.checks.cache import require_decoding
 from miniformer.doctor.inputs import ModelInputs
 from miniformer.doctor.outcome import NotApplicable, Note
-from miniformer.generation.runtime import Runtime, eval_mode, make_runtime
+from miniformer.generation.inference import eval_mode
+from miniformer.generation.runtime import Runtime, make_runtime
 
 _ROWS, _TOKENS = 8, 32
 _LIMITS = {"bf16": 0.05, "int8": 0.05, "int4": 0.5}  # nats per token more than float32

@@ -11,7 +11,7 @@ import torch
 
 from miniformer.checkpoint.pipeline import load
 from miniformer.doctor.inputs import ModelInputs
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.inference import eval_mode
 
 
 def check_saving(pipeline: Any) -> list[str]:

@@ -13,7 +13,8 @@ from miniformer.config import GenerationConfig
 from miniformer.doctor.checks.cache import require_decoding
 from miniformer.doctor.inputs import ModelInputs
 from miniformer.doctor.outcome import NotApplicable, Note
-from miniformer.generation.runtime import eval_mode, make_runtime
+from miniformer.generation.inference import eval_mode
+from miniformer.generation.runtime import make_runtime
 from miniformer.training.tuning.hardware import peak_flops
 
 _ROUNDS = 3

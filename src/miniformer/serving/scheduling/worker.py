@@ -12,7 +12,7 @@ from typing import Any
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
-from miniformer.generation.runtime import inference_model
+from miniformer.generation.inference import inference_model
 from miniformer.generation.slots import SlotDecoder
 from miniformer.serving.config import ServeConfig
 from miniformer.serving.metrics import Metrics

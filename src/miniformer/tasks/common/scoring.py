@@ -24,7 +24,7 @@ from miniformer.data.batching.length_bucketing import pad_sequences
 from miniformer.data.reading.records import Records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput
-from miniformer.generation.runtime import eval_mode
+from miniformer.generation.inference import eval_mode
 
 _BATCH_TOKENS = 4096  # of the windows of a batch
 _MAX_LOGITS = 2**24  # elements of logits in memory

@@ -13,8 +13,8 @@ from miniformer import Pipeline, Seq2SeqTransformer, Tokenizer, Transformer, cli
 from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.api import GenerationInput, generate
 from miniformer.generation.encoding import EncoderCache, encode_sources
+from miniformer.generation.inference import inference_model
 from miniformer.generation.inputs import PromptBatch
-from miniformer.generation.runtime import inference_model
 from miniformer.generation.slots import SlotDecoder
 from miniformer.runtime.native import build
 from miniformer.runtime.rounded import model as module
