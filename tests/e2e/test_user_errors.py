@@ -187,6 +187,16 @@ def test_error_of_a_work_dir_that_is_a_file(tmp_path, capsys):
     assert "work_dir: cannot create" in mistake(capsys, trainer.main, arguments)
 
 
+@pytest.mark.catches("work_dir_is_tested_after_the_preparation")
+def test_error_of_a_work_dir_comes_before_the_preparation(tmp_path, capsys, monkeypatch):
+    """A wide head, or trials, may take minutes before the folder of the run is created."""
+    monkeypatch.setattr("miniformer.training.run.prepare", lambda *args: pytest.fail("prepared"))
+    data = write_jsonl(tmp_path / "a.jsonl", [VERSE])
+    for work_dir in (data, data / "runs", "/proc/no-such-folder"):
+        arguments = ["--train_path", str(data), "--work_dir", str(work_dir)]
+        assert f"work_dir: cannot create {work_dir}: " in mistake(capsys, trainer.main, arguments)
+
+
 @pytest.mark.catches("user_errors_exit_with_0")
 def test_error_of_an_unknown_subcommand(capsys):
     assert "tran" in mistake(capsys, cli.main, ["tran"])

@@ -159,6 +159,12 @@ def records_after_an_invalid_one_are_lost(original):
     return read_records
 
 
+@fault("miniformer.commands.outputs:check_output")
+def data_is_overwritten_by_results(original):
+    """A file that is read may be written."""
+    return lambda flag, path, inputs: None
+
+
 @fault("miniformer.commands.outputs:Writer._row")
 def kept_fields_are_overwritten(original):
     """A kept label is replaced by the predicted one."""

@@ -257,6 +257,18 @@ def duplicates_within_a_split_are_missed(original):
     return lambda reference, split: (0, []) if reference is split else original(reference, split)
 
 
+@fault("miniformer.data.inspect:conflicting_labels_warning")
+def conflicting_labels_are_not_found(original):
+    """Equal inputs may have different labels."""
+    return lambda split: None
+
+
+@fault("miniformer.data.inspect:_named_values")
+def data_check_mixes_the_outputs_of_a_regression(original):
+    """All outputs have the statistics of one."""
+    return lambda value, mapping: {"": sum(original(value, mapping).values())}
+
+
 @fault("miniformer.data.inspect:_read_or_error")
 def check_ends_at_the_first_fault(original):
     """Records after an invalid one are not checked."""

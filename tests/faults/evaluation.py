@@ -125,6 +125,32 @@ def precision_and_recall_are_exchanged(original):
     )
 
 
+@fault("miniformer.evaluation.class_table:class_table")
+def absent_classes_lower_the_macro_average(original):
+    """The macro average is that of all classes, whether they occur or not."""
+
+    def class_table(results):
+        rows, averages = original(results)
+        if averages:
+            macro = [sum(getattr(row, x) for row in rows) / len(rows) for x in ("recall", "f1")]
+            averages[0] = dataclasses.replace(averages[0], recall=macro[0], f1=macro[1])
+        return rows, averages
+
+    return class_table
+
+
+@fault("miniformer.evaluation.evaluation:_intervals")
+def one_record_has_an_interval(original):
+    """The interval of one record begins and ends at its metric."""
+
+    def _intervals(task, results, bootstrap):
+        totals = task.resampled_metrics(results, np.ones((1, len(results)), dtype=np.int64))
+        known = original(task, results, bootstrap)
+        return known or {name: (float(x[0]), float(x[0])) for name, x in totals.items()}
+
+    return _intervals
+
+
 @fault("miniformer.evaluation.evaluation:_groups")
 def groups_have_the_metrics_of_all(original):
     """Each group has the metrics of all records."""

@@ -1038,6 +1038,12 @@ def predicted_memory_leaves_out_the_optimizer(original):
     return plan_memory
 
 
+@fault("miniformer.training.setup.run_folder:_check_writable")
+def work_dir_is_tested_after_the_preparation(original):
+    """A work_dir is tested when the folder of the run is created."""
+    return lambda work_dir: None
+
+
 @fault("miniformer.training.setup.run_folder:_is_used")
 def failed_start_leaves_folder(original):
     """The folder of a run that fails before its first step stays."""

@@ -73,8 +73,10 @@ def run(values: dict[str, Any]) -> int:
     from miniformer.config.resolved import given_task_options
     from miniformer.data.inspect import (
         check_training_rules,
+        conflicting_labels_warning,
         find_duplicates,
         inspect_dataset,
+        leakage_warning,
         mixed_label_warnings,
         similar_label_warnings,
     )
@@ -127,6 +129,9 @@ def run(values: dict[str, Any]) -> int:
                 show(f"  {line}")
     warnings = [f"warning: {line}" for line in mixed_label_warnings(splits)]
     warnings += [f"warning: {line}; use one spelling" for line in similar_label_warnings(splits)]
+    about_splits = [conflicting_labels_warning(split) for split in splits]
+    about_splits += [leakage_warning(split, splits[0]) for split in splits[1:]]
+    warnings += [f"warning: {line}" for line in about_splits if line is not None]
     fitted = check_training_rules(task, splits, max_errors=options["faults"])
     if fitted is not None:
         warnings += fitted.record_warnings(splits[0].valid_records())
@@ -235,13 +240,13 @@ def _format_split(split: SplitReport, unit: str) -> Iterator[str]:
             yield f"  ... and {len(counts) - _MAX_BARS} more, the rarest with {counts[-1][1]:,}"
         if not has_tags and counts[0][1] > 3 * counts[-1][1]:
             yield """  unbalanced: consider --task_config '{"class_weights": "balanced"}'"""
-    if len(split.values):
-        low, high = float(split.values.min()), float(split.values.max())
+    for output, values in split.values.items():
+        low, high = float(values.min()), float(values.max())
         yield (
-            f"values: {low:g} to {high:g}, mean {float(split.values.mean()):g}, standard deviation "
-            f"{float(split.values.std()):g}"
+            f"values{output and f' of {output}'}: {low:g} to {high:g}, mean "
+            f"{float(values.mean()):g}, standard deviation {float(values.std()):g}"
         )
-        yield from _histogram(split.values)
+        yield from _histogram(values)
 
 
 def _histogram(values: np.ndarray) -> Iterator[str]:

@@ -16,6 +16,7 @@ from miniformer.commands.models import (
     progress_bar,
     round_numbers,
 )
+from miniformer.commands.outputs import check_output
 from miniformer.config import UserError
 from miniformer.config.command_line import resolve_model
 
@@ -69,7 +70,7 @@ def run(values: dict[str, Any]) -> int:
     if values["resamples"] < 0:
         raise UserError(f"resamples must be at least 0, not {values['resamples']}")
     fields = pop_fields(values)
-    report, predictions = _output_paths(values["out"], values["predictions"])
+    report, predictions = _output_paths(values["out"], values["predictions"], values["files"])
     pipeline = load_pipeline(values["directory"], values["threads"], values["adapter"])
     against = values["against"] and resolve_model(values["against"])
     with progress_bar("evaluating") as progress:
@@ -94,20 +95,29 @@ def run(values: dict[str, Any]) -> int:
     return 0
 
 
-def _output_paths(out: str | None, predictions: str | None) -> tuple[Path | None, Path | None]:
+def _output_paths(
+    out: str | None, predictions: str | None, files: list[str]
+) -> tuple[Path | None, Path | None]:
     """Paths of the report and the predictions; predictions are beside the report by default.
 
+    Args:
+        out, predictions: the flags.
+        files: the data.
+
     Raises:
-        UserError: a path is a folder, or names the same file as the other one.
+        UserError: a path is a folder or a file of the data, names the same file as the other one,
+            or that of the report is no .html.
     """
-    for flag, name in (("out", out), ("predictions", predictions)):
-        if name is not None and (not name or Path(name).is_dir()):
-            raise UserError(f"{flag}: {name} is a folder; name a file in it")
     report = None if out is None else Path(out)
-    rows = report.with_suffix(".jsonl") if report is not None else None
+    rows = report.with_suffix(".jsonl") if report is not None and report.name else None
     rows = rows if predictions is None else Path(predictions)
     if report is not None and report == rows:
         raise UserError(f"out: {report} is for the report and predictions; name it .html")
+    for flag, path in (("out", report), ("predictions", rows)):
+        if path is not None:
+            check_output(flag, path, files)
+    if report is not None and report.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"out: {report} is to be an HTML page; name it .html")
     return report, rows
 
 

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +14,7 @@ from miniformer.commands.models import round_numbers
 from miniformer.config import UserError
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_NOT_WRITTEN = (".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".gz", ".zst", ".zip")
 _VALUE = "prediction"  # name of a prediction that has no fields
 
 
@@ -129,6 +130,40 @@ def _cell(value: Any) -> Any:
     return value if isinstance(value, str | int | float) else json.dumps(value, ensure_ascii=False)
 
 
+def check_output(flag: str, path: Path, inputs: Sequence[str]) -> None:
+    """Checks a file that is to be written, before anything is computed.
+
+    Args:
+        flag: the flag that names it.
+        path: the file.
+        inputs: files and patterns of files that the command reads; "-" is standard input.
+
+    Raises:
+        UserError: the path is a folder, or one of the inputs.
+    """
+    from miniformer.data.reading.files import expand_paths
+
+    if not path.name or path.is_dir():
+        raise UserError(f"{flag}: {path} is a folder; name a file in it")
+    files = [file for name in inputs if name != "-" for file in expand_paths(name)]
+    if any(file.exists() and path.exists() and file.samefile(path) for file in files):
+        raise UserError(f"{flag}: {path} is read and would be overwritten; name another file")
+
+
+def check_prediction_file(output: str, inputs: Sequence[str]) -> None:
+    """Checks the file of predictions; see `check_output`.
+
+    Raises:
+        UserError: see `check_output`, or the name ends as files that are not written.
+    """
+    path = Path(output)
+    check_output("output", path, inputs)
+    if path.suffix.lower() in _NOT_WRITTEN:
+        raise UserError(
+            f"output: {path}: {path.suffix} is not written; name a .csv, .tsv or .jsonl file"
+        )
+
+
 @contextlib.contextmanager
 def open_writer(output: str | None, keep: list[str] | str) -> Iterator[Writer]:
     """Yields a writer; a file appears when the block ends without an error.
@@ -148,15 +183,13 @@ def open_writer(output: str | None, keep: list[str] | str) -> Iterator[Writer]:
     from miniformer.utils.atomic import atomic_path
 
     path = Path(str(output))
-    if path.is_dir():
-        raise UserError(f"output: {path} is a folder; name a file in it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
             atomic_path(path) as tmp_path,
             tmp_path.open("w", encoding="utf-8", newline="") as file,
         ):
-            writer = Writer(file, path.suffix, keep)
+            writer = Writer(file, path.suffix.lower(), keep)
             yield writer
             writer.close()
     except OSError as error:

@@ -25,7 +25,12 @@ from miniformer.commands.models import (
     print_exits,
     progress_bar,
 )
-from miniformer.commands.outputs import Writer, format_prediction, open_writer
+from miniformer.commands.outputs import (
+    Writer,
+    check_prediction_file,
+    format_prediction,
+    open_writer,
+)
 from miniformer.config import InputError, UserError
 from miniformer.config.command_line import miniformer_command, reject_file_name
 
@@ -162,6 +167,8 @@ def _check_values(values: dict[str, Any]) -> None:
     for flag in ("top_k", "batch_size"):
         if values[flag] is not None and values[flag] < 1:
             raise UserError(f"{flag} must be at least 1, not {values[flag]}")
+    if values["output"] not in (None, "-"):
+        check_prediction_file(values["output"], [values["input"]] if values["input"] else [])
     command = f"{miniformer_command()} predict {shlex.quote(values['directory'])} --input"
     for argument in values["inputs"]:
         reject_file_name(argument, "input", command)

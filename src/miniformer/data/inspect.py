@@ -24,6 +24,7 @@ from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.records import JSONLinesDataset, Record, RecordError
 from miniformer.data.reading.schema import Schema
 from miniformer.data.selection import RecordSubset
+from miniformer.utils.columns import split_names
 
 _READ_BATCH_SIZE = 256  # enough for a tokenizer to encode in parallel
 _MAX_DUPLICATES_SHOWN = 3
@@ -39,8 +40,9 @@ class SplitReport:
         lengths: text field -> its length in each valid record, int [n].
         label_counts: label or tag -> its number.
         label_first_row: label -> first record with it.
-        values: targets of a regression; of several outputs, all of them.
+        values: output of a regression -> its targets, float64 [n].
         input_hashes: int64 [n], equal for equal inputs.
+        label_hashes: int64 [n], equal for equal labels, sets of labels or tags; [0] without them.
         rows: index of each valid record, int64 [n].
         errors: the first errors, with file:line.
         num_invalid: number of invalid records.
@@ -51,8 +53,9 @@ class SplitReport:
     lengths: dict[str, np.ndarray] = dataclasses.field(init=False)
     label_counts: Counter[Any] = dataclasses.field(default_factory=Counter)
     label_first_row: dict[Any, int] = dataclasses.field(default_factory=dict)
-    values: np.ndarray = dataclasses.field(init=False)
+    values: dict[str, np.ndarray] = dataclasses.field(init=False)
     input_hashes: np.ndarray = dataclasses.field(init=False)
+    label_hashes: np.ndarray = dataclasses.field(init=False)
     rows: np.ndarray = dataclasses.field(init=False)
     errors: list[str] = dataclasses.field(default_factory=list)
     num_invalid: int = 0
@@ -93,8 +96,9 @@ def inspect_dataset(
     records = JSONLinesDataset(source, schema, mapping=mapping, progress=progress)
     report = SplitReport(name, records)
     lengths: dict[str, list[np.ndarray]] = {}
-    values: list[float] = []
+    values: dict[str, list[float]] = {}
     input_hashes: list[int] = []
+    label_hashes: list[int] = []
     rows: list[int] = []
     for start in range(0, len(records), _READ_BATCH_SIZE):
         stop = min(start + _READ_BATCH_SIZE, len(records))
@@ -106,12 +110,13 @@ def inspect_dataset(
             valid.append(record)
             rows.append(row)
             input_hashes.append(_input_hash(record, schema))
+            label_hashes += _label_hash(record, schema)
             if "label" in schema:
                 report.label_counts[record["label"]] += 1
                 report.label_first_row.setdefault(record["label"], row)
             if "value" in schema:
-                value = record["value"]
-                values += map(float, value if isinstance(value, list) else [value])
+                for output, value in _named_values(record["value"], records.mapping).items():
+                    values.setdefault(output, []).append(float(value))
             for name in ("labels", "tags"):
                 if name in schema:
                     report.label_counts.update(record[name])
@@ -120,8 +125,10 @@ def inspect_dataset(
         if progress is not None:
             progress(f"checking {name}", stop, len(records))
     report.lengths = {text: np.concatenate(arrays) for text, arrays in lengths.items()}
-    report.values, report.rows = np.array(values), np.array(rows, dtype=np.int64)
+    report.values = {output: np.array(numbers) for output, numbers in values.items()}
+    report.rows = np.array(rows, dtype=np.int64)
     report.input_hashes = np.array(input_hashes, dtype=np.int64)
+    report.label_hashes = np.array(label_hashes, dtype=np.int64)
     return report
 
 
@@ -207,6 +214,42 @@ def find_duplicates(reference: SplitReport, split: SplitReport) -> tuple[int, li
     return len(positions), lines
 
 
+def leakage_warning(split: SplitReport, train: SplitReport) -> str | None:
+    """Warning about inputs of another split that are also in the training data; None: none are."""
+    number, _ = find_duplicates(train, split)
+    if not number:
+        return None
+    return (
+        f"{number:,} of {len(split.rows):,} inputs of {split.name} are also in train; the metrics "
+        f"of {split.name} are too good if the model has learned them: leave them out of one"
+    )
+
+
+def conflicting_labels_warning(split: SplitReport) -> str | None:
+    """Warning about equal inputs that have different labels or tags; None: none have.
+
+    Spaces and Unicode normalization of the inputs are ignored.
+    """
+    if not len(split.label_hashes):
+        return None
+    order = np.argsort(split.input_hashes, kind="stable")
+    inputs, labels = split.input_hashes[order], split.label_hashes[order]
+    is_first = np.append(True, inputs[1:] != inputs[:-1])
+    group = np.cumsum(is_first) - 1
+    firsts = order[is_first][group]  # position of the first record with the same input
+    differs = labels != split.label_hashes[firsts]
+    if not differs.any():
+        return None
+    position = order[differs].min()
+    first = firsts[order == position][0]
+    locations = [split.records.location(int(split.rows[index])) for index in (first, position)]
+    number = len(np.unique(group[differs]))
+    return (
+        f"{number:,} input{'s' * (number > 1)} of {split.name} occur{'s' * (number == 1)} with "
+        f"different labels, such as in {locations[0]} and {locations[1]}; correct the mistakes"
+    )
+
+
 def _read_or_error(
     records: JSONLinesDataset, rows: Sequence[int]
 ) -> Iterator[tuple[int, Record | UserError]]:
@@ -227,6 +270,27 @@ def _input_hash(record: Record, schema: Schema) -> int:
     """64-bit hash of a record's first field, the same in every process."""
     value = record[next(iter(schema))]
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    text = " ".join(unicodedata.normalize("NFC", text).split())
+    return _hash(" ".join(unicodedata.normalize("NFC", text).split()))
+
+
+def _label_hash(record: Record, schema: Schema) -> list[int]:
+    """64-bit hash of a record's label, set of labels or tags; [] without them."""
+    if "labels" in schema:
+        return [_hash(json.dumps(sorted(map(str, record["labels"]))))]
+    return [_hash(json.dumps(record[name])) for name in ("label", "tags") if name in schema]
+
+
+def _named_values(value: Any, mapping: FieldMapping | None) -> dict[str, float]:
+    """Numbers of a regression target by output: its key, column or number."""
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, list):
+        return {"": value}
+    columns = split_names(mapping.label_field) if mapping is not None else []
+    names = columns if len(columns) == len(value) else range(1, len(value) + 1)
+    return dict(zip(map(str, names), value, strict=True))
+
+
+def _hash(text: str) -> int:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -33,12 +33,15 @@ class ClassMetrics:
 def class_table(results: RecordResults) -> tuple[list[ClassMetrics], list[ClassMetrics]]:
     """Metrics of each class in the order of `classes`, and their macro and weighted averages.
 
-    Both lists are empty if the task has no classes.
+    Of records with one label each, the macro average is that of the classes which the labels or
+    the predictions have, as the metric `macro_f1` is. Both lists are empty if the task has no
+    classes.
     """
-    counts = results.class_counts
+    counts, in_average = results.class_counts, slice(None)
     if counts is None and results.confusion is not None:
         matrix = results.confusion
         counts = np.stack([np.diag(matrix), matrix.sum(0), matrix.sum(1)], 1)
+        in_average = counts.any(1)
     if counts is None or results.classes is None:
         return [], []
     hits, predicted, support = counts.T.astype(np.float64)
@@ -52,7 +55,7 @@ def class_table(results: RecordResults) -> tuple[list[ClassMetrics], list[ClassM
     ]
     weighted = divide(columns @ support, support.sum(), 0.0)
     averages = [
-        _class_metrics("macro avg", columns.mean(1), *totals),
+        _class_metrics("macro avg", columns[:, in_average].mean(1), *totals),
         _class_metrics("weighted avg", weighted, *totals),
     ]
     return rows, averages

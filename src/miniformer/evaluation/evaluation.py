@@ -136,6 +136,8 @@ def with_comparison(evaluation: Evaluation, baseline: Evaluation, name: str) -> 
 def _intervals(
     task: Task, results: RecordResults, bootstrap: Bootstrap
 ) -> dict[str, tuple[float, float]]:
+    if len(results) < 2:  # all resamples of one record are equal
+        return {}
     resampled = bootstrap.metrics(
         len(results), lambda counts: task.resampled_metrics(results, counts)
     )

@@ -53,7 +53,10 @@ def metric_table(evaluation: EvaluationResults) -> str:
     if evaluation.intervals:
         count = evaluation.bootstrap.num_resamples
         note = f"95 % percentile intervals of {count:,} bootstrap resamples of the records"
-    return render_table(["metric", "value", "95 % interval"], rows, note)
+    header = ["metric", "value", "95 % interval"]
+    if not evaluation.intervals:
+        header, rows = header[:2], [row[:2] for row in rows]
+    return render_table(header, rows, note)
 
 
 def class_section(evaluation: EvaluationResults) -> str:
@@ -121,7 +124,9 @@ def group_section(evaluation: EvaluationResults) -> str:
             limits = group.intervals.get(name)
             tooltip = "" if limits is None else " to ".join(map(format_number, limits))
             cells.append(Cell(format_number(group.metrics[name]), "number", tooltip=tooltip))
-        rows.append([Cell(format_value(group.value), "head"), group.num_records, *cells])
+        rows.append(
+            [Cell(format_value(group.value) or "(empty)", "head"), group.num_records, *cells]
+        )
     left = evaluation.num_omitted_groups
     note = f"and {left:,} more groups" if left else "intervals appear over a value"
     return render_table([evaluation.by, "records", *map(metric_label, names)], rows, note)

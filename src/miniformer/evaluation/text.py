@@ -77,7 +77,7 @@ def _group_lines(evaluation: EvaluationResults) -> list[str]:
     names = list(evaluation.groups[0].metrics)[:3]
     rows = [
         [
-            format_value(group.value),
+            format_value(group.value) or "(empty)",
             f"{group.num_records:,}",
             *(format_number(group.metrics[name]) for name in names),
             _format_interval(group.intervals.get(names[0])),
@@ -158,7 +158,16 @@ def format_p_value(value: float) -> str:
 def _format_plain(value: Any) -> str:
     if isinstance(value, float):
         return format_number(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(_round(value), ensure_ascii=False, default=str)
+
+
+def _round(value: Any) -> Any:
+    """The value with numbers of 6 significant digits."""
+    if isinstance(value, list):
+        return [_round(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _round(item) for name, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _format_interval(limits: tuple[float, float] | None) -> str:

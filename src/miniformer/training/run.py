@@ -69,7 +69,7 @@ def train(
         if config.resume == AUTO:
             config = launcher.broadcast_from_rank0(partial(resume_auto, config, earlier, console))
         config, checkpoint = resolve_resume(config, earlier)
-        with run_folder.run_folder_errors() as created, run_folder.RunLock(config.resume) as lock:
+        with run_folder.folder_errors(config) as created, run_folder.RunLock(config.resume) as lock:
 
             def create_folder() -> Path:
                 new = run_folder.create_run_folder(Path(config.work_dir), name, created)

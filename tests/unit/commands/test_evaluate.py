@@ -91,6 +91,7 @@ def test_evaluate_writes_report_and_predictions(run, tmp_path, capsys):
         (["--batch_size", "0"], "batch_size must be a positive integer, not 0"),
         (["--out", "."], "out: . is a folder"),
         (["--out", "r.jsonl"], "out: r.jsonl is for the report and predictions"),
+        (["--out", "r.pdf"], "out: r.pdf is to be an HTML page; name it .html"),
         (["--input_field", "wrd"], "did you mean 'word'?"),
         (["--against", "nowhere"], "nowhere"),
     ],
@@ -99,6 +100,22 @@ def test_evaluate_errors_name_value_and_fix(run, capsys, flags, message):
     assert cli.main(["evaluate", str(run / "best"), str(run / "test.jsonl"), *flags]) == 2
     out, err = capsys.readouterr()
     assert (out, message in err) == ("", True), err
+
+
+@pytest.mark.catches("data_is_overwritten_by_results")
+@pytest.mark.parametrize("flags", [["--out", "t.html"], ["--predictions", "./t.jsonl"]])
+def test_evaluate_does_not_write_over_its_data(run, tmp_path, capsys, monkeypatch, flags):
+    """Predictions are beside the report, where the data may be."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"word": "ab", "kind": "x"}\n{"word": "ab", "kind": "y"}\n')
+    before = path.read_bytes()
+    for data in ("t.jsonl", "*.jsonl", str(path)):
+        assert cli.main(["evaluate", str(run / "best"), data, *flags]) == 2
+        err = capsys.readouterr().err
+        assert "predictions: t.jsonl is read and would be overwritten; name another file" in err
+        assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["t.jsonl"]
 
 
 def test_evaluate_errors_name_the_line(run, tmp_path, capsys):

@@ -125,6 +125,29 @@ def test_predict_prints_what_it_writes_to_a_file(models, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.catches("data_is_overwritten_by_results")
+def test_predict_does_not_write_over_its_input(models, tmp_path, capsys):
+    source, link = tmp_path / "in.jsonl", tmp_path / "link.jsonl"
+    write_rows(source, [{"word": word} for word in WORDS])
+    link.symlink_to(source)
+    before = source.read_bytes()
+    base = ["predict", str(models / "classification"), "--input"]
+    for data, target in ((source, source), (link, source), (tmp_path / "*.jsonl", source)):
+        assert cli.main([*base, str(data), "--output", str(target)]) == 2
+        assert "output: " in (err := capsys.readouterr().err)
+        assert "in.jsonl is read and would be overwritten; name another file" in err
+    assert source.read_bytes() == before
+
+
+def test_predict_refuses_types_of_files_that_it_does_not_write(models, tmp_path, capsys):
+    source = write_rows(tmp_path / "in.jsonl", [{"word": "ab"}])
+    base = ["predict", str(models / "classification"), "--input", source, "--output"]
+    for name in ("out.parquet", "out.csv.gz", "out.XLSX"):
+        assert cli.main([*base, str(tmp_path / name)]) == 2
+        message = f"{(tmp_path / name).suffix} is not written; name a .csv, .tsv or .jsonl file"
+        assert message in capsys.readouterr().err
+
+
 def test_predict_reads_lines_of_text_on_standard_input(models, capsys, monkeypatch):
     """Each line has its prediction, also an empty one."""
     give_stdin(monkeypatch, "ab\n\n\u2028cab 5\r\n")

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 from miniformer import cli
 from miniformer.config.command_line import miniformer_command
-from miniformer.data.inspect import find_duplicates, inspect_dataset
+from miniformer.data.inspect import (
+    conflicting_labels_warning,
+    find_duplicates,
+    inspect_dataset,
+)
 from miniformer.data.reading import schema
 from miniformer.data.reading.records import as_records
 from miniformer.tasks.classification import Classification
@@ -109,7 +113,8 @@ def test_inspect_of_a_valid_classification_file(tmp_path, capsys):
     assert re.search(r"rare █{4} +20 \(10.0%\)", out)
     assert 'unbalanced: consider --task_config \'{"class_weights": "balanced"}\'' in out
     assert "duplicates of val in train: 5" in out
-    assert "no problems found" in out
+    assert "warning: 5 of 5 inputs of val are also in train" in out
+    assert "no invalid records; see the warnings above" in out
     assert "max_seq_len" not in out  # the default is enough
     command = re.findall(r"^train with: (.*)$", out, re.MULTILINE)[0]
     assert "--task classification" in command
@@ -207,6 +212,62 @@ def test_inspect_of_values_pairs_vectors_and_targets(tmp_path, capsys):
     assert "length of source in tokens" in out
     assert "length of target in tokens" in out
     assert "duplicates within train: 2" in out
+
+
+@pytest.mark.parametrize("form", ["objects", "columns"])
+@pytest.mark.catches("data_check_mixes_the_outputs_of_a_regression")
+def test_data_check_has_statistics_of_each_output(tmp_path, capsys, form):
+    outputs = {"price": np.arange(11.0) * 100, "area": np.arange(11.0)}
+    rows = [{name: float(values[n]) for name, values in outputs.items()} for n in range(11)]
+    options = ["--label_field", "price,area"] if form == "columns" else []
+    rows = rows if options else [{"value": row} for row in rows]
+    path = write(tmp_path / "a.jsonl", [{"input": f"t {n}", **row} for n, row in enumerate(rows)])
+    assert check(path, "--task", "regression", *options) == 0
+    out = capsys.readouterr().out
+    for name, values in outputs.items():
+        spread = f"mean {values.mean():g}, standard deviation {values.std():g}"
+        assert f"values of {name}: 0 to {values.max():g}, {spread}" in out
+    lists = [{"input": f"t {n}", "value": [n, 2 * n]} for n in range(11)]
+    assert check(write(tmp_path / "b.jsonl", lists), "--task", "regression") == 0
+    assert "values of 2: 0 to 20, mean 10" in capsys.readouterr().out
+
+
+@pytest.mark.catches("conflicting_labels_are_not_found")
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), min_size=1))
+def test_conflicting_labels_match_a_plain_search(tmp_path_factory, pairs):
+    tmp = tmp_path_factory.mktemp("data")
+    path = write(tmp / "a.jsonl", [{"input": x, "label": y} for x, y in pairs])
+    fields = Classification().schema
+    split = inspect_dataset("train", str(path), fields, length_fn=lambda records: {})
+    labels = {text: {y for x, y in pairs if x == text} for text, _ in pairs}
+    number = sum(len(of_input) > 1 for of_input in labels.values())
+    warning = conflicting_labels_warning(split)
+    if not number:
+        assert warning is None
+        return
+    firsts = [pairs.index(next(p for p in pairs if p[0] == x)) for x, _ in pairs]
+    second = next(n for n, (_, y) in enumerate(pairs) if y != pairs[firsts[n]][1])
+    match = re.search(r"^([\d,]+) inputs? of train .*:(\d+) and \S*:(\d+);", warning)
+    assert [int(x) for x in match.groups()] == [number, firsts[second] + 1, second + 1]
+
+
+@pytest.mark.parametrize(
+    ("task", "field", "values", "is_found"),
+    [
+        ("multilabel_classification", "labels", [["a", "b"], ["b", "a"]], False),
+        ("multilabel_classification", "labels", [["a", "b"], ["b"]], True),
+        ("token_classification", "tags", [["A", "B"], ["A", "B"]], False),
+        ("token_classification", "tags", [["A", "B"], ["B", "A"]], True),
+    ],
+)
+def test_conflicts_are_those_of_sets_of_labels_and_of_tags(
+    tmp_path, capsys, task, field, values, is_found
+):
+    text = {"tokens": ["x", "y"]} if field == "tags" else {"input": "x y"}
+    path = write(tmp_path / "a.jsonl", [{**text, field: value} for value in values])
+    check(path, "--task", task)
+    out = capsys.readouterr().out
+    assert ("1 input of train occurs with different labels, such as in" in out) is is_found
 
 
 def test_inspect_of_plain_text(tmp_path, capsys):

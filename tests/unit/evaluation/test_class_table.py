@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import classification_report
+from sklearn.metrics import classification_report, f1_score
 
 from miniformer.evaluation.class_table import class_table
 from miniformer.tasks.common.record_results import RecordResults, confusion_matrix
@@ -34,6 +34,25 @@ def test_class_table_is_the_report_of_scikit_learn(seed):
             "support": row.support,
         } == pytest.approx(report[row.name])  # fmt: skip
     assert [row.predicted for row in rows] == np.bincount(predictions, minlength=4).tolist()
+
+
+@pytest.mark.catches("absent_classes_lower_the_macro_average")
+def test_averages_leave_out_classes_that_do_not_occur():
+    """Without `labels`, the report of scikit-learn has only classes that occur."""
+    truths, predictions = np.array([0, 0, 2, 2, 2]), np.array([0, 2, 2, 2, 0])
+    results = RecordResults(
+        np.arange(5), [None] * 5, [None] * 5, np.ones(5), np.ones(5),
+        classes=["a", "b", "c"], confusion=confusion_matrix(truths, predictions, 3),
+    )  # fmt: skip
+    rows, averages = class_table(results)
+    report = classification_report(truths, predictions, output_dict=True)
+    assert [row.name for row in rows] == ["a", "b", "c"]
+    for row in averages:
+        expected = report[row.name]
+        assert [row.precision, row.recall, row.f1] == pytest.approx(
+            [expected["precision"], expected["recall"], expected["f1-score"]]
+        )
+    assert averages[0].f1 == pytest.approx(f1_score(truths, predictions, average="macro"))
 
 
 def test_class_table_of_results_without_classes_is_empty():

@@ -15,6 +15,7 @@ from miniformer.evaluation.evaluation import evaluate, with_comparison
 from miniformer.evaluation.intervals import Bootstrap
 from miniformer.evaluation.run_batches import BatchSettings
 from miniformer.evaluation.sections import render_sections
+from miniformer.evaluation.text import format_value
 from miniformer.tasks.base import Task
 from tests.unit.evaluation.test_run_batches import DATA, SIZES, fitted
 
@@ -67,7 +68,32 @@ def test_groups_are_evaluations_of_their_records(evaluation):
         members = [record for record in records if record.get("lang") == group.value]
         alone = evaluate(model, task, tokenizer, as_records(members, task.schema), SIZES)
         assert group.metrics == pytest.approx(alone.metrics, rel=1e-5)
-        assert group.intervals["accuracy"] == pytest.approx(alone.intervals["accuracy"])
+        assert group.intervals.keys() == alone.intervals.keys()
+        for name, limits in group.intervals.items():
+            assert limits == pytest.approx(alone.intervals[name])
+        assert bool(group.intervals) is (group.num_records > 1)  # one record has no other draws
+
+
+@pytest.mark.catches("one_record_has_an_interval")
+def test_one_record_has_metrics_without_an_interval():
+    records, task, tokenizer, model = fitted("classification")
+    record = {**next(iter(records)), "lang": ""}
+    result = evaluate(model, task, tokenizer, as_records([record], task.schema), SIZES, by="lang")
+    assert result.intervals == {}
+    assert " to " not in (text := str(result).split("wrong, with")[0])
+    assert "interval" not in text
+    assert re.search(r"^\(empty\) +1 ", text, re.MULTILINE)
+    page = " ".join(html for _, html in render_sections(result))
+    assert "(empty)" in page
+    assert "interval</th>" not in page
+    assert json.loads(result.to_json())["groups"][0]["metrics"]["accuracy"].keys() == {"value"}
+
+
+def test_text_has_numbers_of_six_digits():
+    value = {"input": [[1 / 3, 2e-9], [1e9, 7]], "value": [629.1000056610676, True, "a"]}
+    assert format_value(value["input"]) == "[[0.333333, 2e-09], [1000000000.0, 7]]"
+    assert format_value(value["value"]) == '[629.1, true, "a"]'
+    assert format_value({"a": [629.1000056610676]}) == '{"a": [629.1]}'
 
 
 def test_groups_of_an_unknown_field_are_an_error():

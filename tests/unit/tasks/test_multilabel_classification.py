@@ -134,7 +134,7 @@ def test_multilabel_predictions_follow_the_thresholds():
         ('["a", "b", "a"]', "'labels' has 'a' more than once; keep one"),
         ('["a", 1]', "'labels' mixes names and integers: 'a' and 1"),
         ('["a", ""]', "'labels' has label 2, which is an empty name"),
-        ('["a", 1.5]', "'labels' has label 2, which must be an integer or a name, not a number"),
+        ('["a", 1.5]', "'labels' has label 2, which must be an integer or a name, not 1.5"),
     ],
 )
 def test_multilabel_rejects_invalid_labels_with_their_line(tmp_path, labels, message):

@@ -30,7 +30,7 @@ def open_stream(path: Path) -> io.BufferedReader:
         UserError: the file cannot be opened; reads raise it too, for corrupt compressed data.
     """
     file = open_file(path, regular=False)
-    if path.suffix not in COMPRESSIONS:
+    if path.suffix.lower() not in COMPRESSIONS:
         return io.BufferedReader(file, _BLOCK_BYTES)
     try:
         return io.BufferedReader(_DecompressedStream(file, path), _BLOCK_BYTES)
@@ -81,7 +81,7 @@ class _DecompressedStream(io.RawIOBase):
 
     def __init__(self, compressed_file: io.FileIO, path: Path) -> None:
         self._path, self._compressed_file = path, compressed_file
-        self._compression = _zstd() if path.suffix == ".zst" else _GZIP
+        self._compression = _zstd() if path.suffix.lower() == ".zst" else _GZIP
         self._decompressor: Any = None  # of the current frame
         self._leftover, self._buffered = b"", memoryview(b"")
         self.bytes_read = 0  # compressed bytes
@@ -112,7 +112,7 @@ class _DecompressedStream(io.RawIOBase):
                 raise UserError(f"{self._path}: the file is cut off; copy or download it again")
             return False
         if self._decompressor is None:
-            if self._path.suffix == ".gz" and self.bytes_read > len(data):
+            if self._path.suffix.lower() == ".gz" and self.bytes_read > len(data):
                 data = data.lstrip(b"\0")  # tapes and some tools pad with zeros
                 if not data:
                     return True

@@ -18,6 +18,11 @@ DataFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 ProgressCallback = Callable[[str, int, int], None]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+UTF16_FIX = (
+    "the file is UTF-16, as spreadsheets save 'Unicode text'; save it as UTF-8, or convert it: "
+    "iconv -f utf-16 -t utf-8 < FILE > NEW_FILE"
+)
 TABLE_TYPES = (".csv", ".tsv")
 TAGGED_TYPES = (".conllu", ".conll", ".bio")
 ARROW_TYPES = (".parquet", ".arrow")
@@ -25,6 +30,8 @@ DATASET_FOLDER = "folder"  # written by save_to_disk of Hugging Face datasets
 _FILE_TYPES = (".jsonl", ".json", ".txt", *TABLE_TYPES, *TAGGED_TYPES, *ARROW_TYPES)
 COMPRESSIONS = (".gz", ".zst")
 _SPREADSHEETS = (".xls", ".xlsx", ".xlsm", ".ods", ".numbers")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz")
+_SAME_TYPES = {".ndjson": ".jsonl", ".tab": ".tsv", ".pq": ".parquet", ".feather": ".arrow"}
 _SIGNATURES = {  # first bytes of files that are no text, whatever their name
     b"PK\x03\x04": "a zip archive, as .xlsx, .ods and .docx are; save a table as .csv (UTF-8)",
     b"\xd0\xcf\x11\xe0": "a file of Microsoft Office; save a table as .csv (UTF-8)",
@@ -142,36 +149,53 @@ def expand_paths(source: DataFiles) -> list[Path]:
 def parse_suffixes(path: Path) -> tuple[str, str]:
     """File type such as `.jsonl`, and compression, `.gz`, `.zst` or "", by file name.
 
-    The type of a folder of Hugging Face `datasets` is `DATASET_FOLDER`.
+    Upper case is read as lower case. A folder of Hugging Face `datasets` is a `DATASET_FOLDER`.
 
     Raises:
         UserError: the path is another folder or has another suffix.
     """
-    if (path / "state.json").is_file():
-        return DATASET_FOLDER, ""
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        raise UserError(f"{path}: has the splits {', '.join(splits)}; name one: {path}/{splits[0]}")
     if path.is_dir():
-        suffixes = (entry.suffix for entry in sorted(path.iterdir()))
-        suffix = next((suffix for suffix in suffixes if suffix in _FILE_TYPES), ".jsonl")
-        raise UserError(f"{path}: Is a directory; name its files, such as {path}/*{suffix}")
-    compression = path.suffix if path.suffix in COMPRESSIONS else ""
-    file_type = path.with_suffix("").suffix if compression else path.suffix
+        return _dataset_folder(path), ""
+    compression = suffix if (suffix := path.suffix.lower()) in COMPRESSIONS else ""
+    file_type = path.with_suffix("").suffix.lower() if compression else suffix
     if file_type not in _FILE_TYPES:
-        problem = f"unknown file type {file_type + compression!r}"
-        if file_type in _SPREADSHEETS:
-            problem += ", a spreadsheet: save it as .csv (UTF-8)"
-        elif not file_type:
-            exists = "" if path.exists() else ", and no such file"
-            problem = f"the name has no ending for the type of the file{exists}"
-        raise UserError(
-            f"{path}: {problem}; use {', '.join(_FILE_TYPES)}; text files optionally compressed as "
-            ".gz or .zst"
-        )
+        raise _unknown_type_error(path, file_type, compression)
     if compression and file_type in ARROW_TYPES:
         raise UserError(f"{path}: a {file_type} file is compressed within; decompress it first")
     return file_type, compression
+
+
+def _dataset_folder(path: Path) -> str:
+    """The type of a folder.
+
+    Raises:
+        UserError: it is not one data set of Hugging Face `datasets`.
+    """
+    if (path / "state.json").is_file():
+        return DATASET_FOLDER
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise UserError(f"{path}: has the splits {', '.join(splits)}; name one: {path}/{splits[0]}")
+    suffixes = (entry.suffix for entry in sorted(path.iterdir()))
+    suffix = next((suffix for suffix in suffixes if suffix in _FILE_TYPES), ".jsonl")
+    raise UserError(f"{path}: Is a directory; name its files, such as {path}/*{suffix}")
+
+
+def _unknown_type_error(path: Path, file_type: str, compression: str) -> UserError:
+    problem = f"unknown file type {file_type + compression!r}"
+    if file_type in _SPREADSHEETS:
+        problem += ", a spreadsheet: save it as .csv (UTF-8)"
+    elif file_type in _ARCHIVES:
+        problem += ", an archive: extract the files in it"
+    elif file_type in _SAME_TYPES:
+        problem += f": give its name the ending {_SAME_TYPES[file_type] + compression}"
+    elif not file_type:
+        exists = "" if path.exists() else ", and no such file"
+        problem = f"the name has no ending for the type of the file{exists}"
+    return UserError(
+        f"{path}: {problem}; use {', '.join(_FILE_TYPES)}; text files optionally compressed as "
+        ".gz or .zst"
+    )
 
 
 def text_start(handle: RandomAccessFile) -> int:
@@ -191,7 +215,10 @@ def are_plain_text(paths: Sequence[Path], fields: Sequence[str]) -> bool:
         structured = next(path for path in paths if path not in plain)
         raise UserError(f"{plain[0]} and {structured}: plain text and records; use one file type")
     if plain and (missing := [name for name in fields if name != "text"]):
-        raise UserError(f"{plain[0]}: a .txt file has no {' and '.join(missing)}; use .jsonl")
+        raise UserError(
+            f"{plain[0]}: a .txt file has no {' and '.join(missing)}; use .jsonl, or give a table "
+            "the ending .csv or .tsv"
+        )
     return bool(plain)
 
 

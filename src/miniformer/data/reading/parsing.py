@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from miniformer.config import UserError
+from miniformer.data.reading.files import UTF16_FIX, UTF16_MARKS
 from miniformer.data.reading.schema import FIELD_HINTS, Checks, DerivedCheck, RecordCheck
 from miniformer.data.reading.suggestions import suggest_flags
 
@@ -167,9 +168,10 @@ def decode(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        fix = UTF16_FIX if raw.startswith(UTF16_MARKS) else "save the file as UTF-8"
         cut_off = "; the file may be cut off" if error.reason == "unexpected end of data" else ""
         raise DataError(
-            f"not UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8{cut_off}",
+            f"not UTF-8: byte 0x{raw[error.start]:02x}; {fix}{cut_off}",
             line=raw.count(b"\n", 0, error.start),
         ) from None
 
@@ -188,6 +190,8 @@ def decode_as(raw: bytes, encoding: str | None) -> str:
             line=raw.count(b"\n", 0, error.start),
         ) from None
     except DataError as error:
+        if error.problem.endswith(UTF16_FIX):
+            raise
         problem = f"{error.problem}, or set its encoding, such as --encoding latin-1"
         raise DataError(problem, error.line) from None
 

@@ -110,7 +110,8 @@ def check_label(value: Any) -> str | None:
         return "is null; give the class a name or a number, or leave the record out"
     if isinstance(value, (int, str)) and not isinstance(value, bool):
         return None
-    return f"must be an integer or a name, not {_describe_value(value)}"
+    shown = repr(value) if _is_finite(value) else _describe_value(value)
+    return f"must be an integer or a name, not {shown}"
 
 
 def check_number(value: Any) -> str | None:

@@ -7,12 +7,14 @@ import errno
 import os
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from miniformer.config import UserError
+from miniformer.train_config import TrainConfig
 from miniformer.training.distributed.launcher import rank
 from miniformer.training.resume.auto import record_start
 from miniformer.training.resume.config import CONFIG_FILE
@@ -26,14 +28,19 @@ WORKER_SECONDS = 20.0  # wait for the worker processes of a killed one, which en
 
 
 @contextlib.contextmanager
-def run_folder_errors() -> Iterator[list[Path]]:
+def folder_errors(config: TrainConfig) -> Iterator[list[Path]]:
     """Yields a list for the folders of a run; removes the unused ones after an error.
 
     A folder with a step, a model or a checkpoint of the run or of its pretraining is used.
 
+    Args:
+        config: the run; the `work_dir` of a new one is tested first.
+
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or nothing can be created in the `work_dir`.
     """
+    if config.resume is None:
+        _check_writable(Path(config.work_dir))
     created: list[Path] = []
     try:
         yield created
@@ -42,6 +49,22 @@ def run_folder_errors() -> Iterator[list[Path]]:
         if not isinstance(error, OSError) or error.errno not in _NO_SPACE_ERRNOS:
             raise
         raise UserError(_no_space_message(error)) from None
+
+
+def _check_writable(work_dir: Path) -> None:
+    """Creates and removes a file in a folder, or in the nearest one above that exists.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    try:
+        existing = next(path for path in (work_dir, *work_dir.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"work_dir: cannot create {work_dir}: {error.strerror}; set another folder"
+        ) from None
 
 
 def _no_space_message(error: OSError) -> str:

@@ -125,6 +125,16 @@ def test_invalid_utf8_in_a_text_file_is_named_by_line(tmp_path):
             "unknown file type '.xlsx', a spreadsheet: save it as .csv (UTF-8); use .jsonl, .json",
         ),
         ("table.docx", b"a", "unknown file type '.docx'; use .jsonl, .json, .txt, .csv"),
+        ("all.csv.zip", b"a", "unknown file type '.zip', an archive: extract the files in it; use"),
+        ("a.ndjson", b"a", "unknown file type '.ndjson': give its name the ending .jsonl; use"),
+        ("a.TAB.gz", b"a", "unknown file type '.tab.gz': give its name the ending .tsv.gz; use"),
+        (
+            "a.jsonl",
+            '{"text": "a"}'.encode("utf-16"),
+            "a.jsonl:1: not UTF-8: byte 0xff; the file "
+            "is UTF-16, as spreadsheets save 'Unicode text'; save it as UTF-8, or convert it: ",
+        ),
+        ("a.txt", "text".encode("utf-16"), "a.txt:1: not UTF-8: byte 0xff; the file is UTF-16"),
         ("tickets", b"a", "the name has no ending for the type of the file; use .jsonl"),
         ("true", None, "the name has no ending for the type of the file, and no such file"),
         (
@@ -146,9 +156,19 @@ def test_record_error_names_an_unusable_file(tmp_path, name, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        JSONLinesDataset(path)
+        list(JSONLinesDataset(path))
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_endings_of_any_case_name_the_type(tmp_path):
+    lines = b'{"text": "a"}\n{"text": "b"}\n'
+    contents = {"A.JSONL": lines, "B.Jsonl.GZ": gzip.compress(lines), "C.CSV": b"text\na\nb\n"}
+    for name, content in contents.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert texts_of(list(JSONLinesDataset(path))) == ["a", "b"]
+        assert texts_of([record for _, record in stream_records(path)]) == ["a", "b"]
 
 
 def test_records_of_a_folder_are_refused(tmp_path):
@@ -284,7 +304,7 @@ def test_schema_of_functions_checks_records(tmp_path):
     path.write_text('{"input": [[1, 2], [3, 4]], "label": "x"}\n{"input": "a", "label": 1.5}\n')
     data = JSONLinesDataset(path, {"input": schema.check_model_input, "label": schema.check_label})
     assert data[0]["label"] == "x"
-    with pytest.raises(RecordError, match=":2: 'label' must be an integer or a name, not a number"):
+    with pytest.raises(RecordError, match=r":2: 'label' must be an integer or a name, not 1\.5"):
         data[1]
     path.write_text('{"input": ["a", "\\ud83d"]}\n')
     with pytest.raises(

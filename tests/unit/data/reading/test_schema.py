@@ -45,7 +45,7 @@ def test_schema_accepts_valid_records(check, value):
         (check_text, None, "must be a string, not null"),
         (check_text, ["a"], "must be a string, not a list"),
         (check_label, True, "must be an integer or a name, not true"),
-        (check_label, 1.0, "must be an integer or a name, not a number"),
+        (check_label, 1.0, "must be an integer or a name, not 1.0"),
         (check_label, "", "is an empty name"),
         (check_label, " \t", "is an empty name"),
         (check_label, None, "is null; give the class a name or a number, or leave the record out"),

@@ -141,7 +141,7 @@ def _open_parts(path: Path, name: Path) -> Iterator[_Part]:
     """
     pa = import_pyarrow()
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             file = importlib.import_module("pyarrow.parquet").ParquetFile(path, memory_map=True)
             columns = file.schema_arrow.names
             for i in range(file.metadata.num_row_groups):

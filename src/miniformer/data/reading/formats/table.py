@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from miniformer.config import UserError
-from miniformer.data.reading.files import ProgressCallback, RandomAccessFile, text_start
+from miniformer.data.reading.files import (
+    UTF16_FIX,
+    UTF16_MARKS,
+    ProgressCallback,
+    RandomAccessFile,
+    text_start,
+)
 from miniformer.data.reading.formats.delimited import Dialect, index_rows
 from miniformer.data.reading.mapping import (
     FieldMapping,
@@ -24,7 +30,6 @@ from miniformer.utils.columns import parse_delimiter, split_names
 
 _CANDIDATES = (",", ";", "\t", "|")
 _SAMPLE_BYTES, _SAMPLE_ROWS = 1 << 20, 64
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 class TextTable:
@@ -192,12 +197,8 @@ class _Sample:
     def __init__(self, handle: RandomAccessFile, encoding: str | None) -> None:
         start = text_start(handle)
         raw = handle.read(min(_SAMPLE_BYTES, handle.stat.size - start), start)
-        if raw.startswith(_UTF16_MARKS):
-            raise RecordError(
-                handle.name, 1,
-                "the file is UTF-16, as spreadsheets save 'Unicode text'; save it as UTF-8, or "
-                "convert it: iconv -f utf-16 -t utf-8 < FILE > NEW_FILE",
-            )  # fmt: skip
+        if raw.startswith(UTF16_MARKS) or b"\0" in raw[:2]:  # the latter has no mark
+            raise RecordError(handle.name, 1, UTF16_FIX)
         self.lines = io.BytesIO(raw).readlines()  # only line feeds end lines
         self.encoding = encoding
         if start + len(raw) < handle.stat.size and len(self.lines) > 1:

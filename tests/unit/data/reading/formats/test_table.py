@@ -108,6 +108,8 @@ MISTAKES = [
     (b"input,label\na,x\n\"b\nc\xe9\",y\n", {}, "a.csv:4: not UTF-8: byte 0xe9; save the file as "
      "UTF-8, or set its encoding, such as --encoding latin-1"),
     (b"\xff\xfei\0n\0", {}, "a.csv:1: the file is UTF-16"),
+    ("input,label\na,x\n".encode("utf-16-le"), {}, "a.csv:1: the file is UTF-16"),
+    ("input,label\na,x\n".encode("utf-16-be"), {}, "a.csv:1: the file is UTF-16"),
     (b"input,label\ra,x\rb,y\r", {}, "a.csv:1: lines end in carriage returns alone"),
     ("input,label\n\n", {}, "a.csv: the file is empty"),
     ("\n\n", {}, "a.csv: the file is empty"),
