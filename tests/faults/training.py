@@ -1196,6 +1196,19 @@ def find_lr_requires_a_default(original):
     return resolve_config
 
 
+@fault("miniformer.training.setup.prepare_start:make_data")
+def start_ignores_the_order_of_batches(original):
+    """A run from a loaded model has the usual order of batches."""
+
+    def make_data(config, records, task, tokenizer, **options):
+        import dataclasses
+
+        config = dataclasses.replace(config, batch_order=None)
+        return original(config, records, task, tokenizer, **options)
+
+    return make_data
+
+
 @fault("miniformer.training.setup.run_setup:RunSetup.data_settings")
 def model_directories_have_the_usual_batch_size(original):
     """The data settings of a model directory have the default batch size."""

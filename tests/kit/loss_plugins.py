@@ -1,18 +1,16 @@
 """Toy plug-ins of losses as a user would write them: terms, a teacher, GradCache, expert biases."""
 
-import contextlib
 import dataclasses
 from typing import ClassVar
 
-import pytest
 import torch
 import torch.nn.functional as F
 
-from miniformer import registry
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.base import Task
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.loss_terms import LossTerm
+from tests.kit import plugins
 
 
 def row_length(model, batch, scale=1.0):
@@ -152,10 +150,6 @@ COMPONENTS = {
 }
 
 
-@contextlib.contextmanager
 def registered():
-    """Context in which the plug-ins are registered, as by `miniformer.register`."""
-    with pytest.MonkeyPatch.context() as patch:
-        for kind, components in COMPONENTS.items():
-            patch.setitem(registry._registered, kind, components)
-        yield
+    """Context in which the plug-ins are registered; see `plugins.registered`."""
+    return plugins.registered(COMPONENTS)

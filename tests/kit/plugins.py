@@ -177,9 +177,9 @@ COMPONENTS = {
 
 
 @contextlib.contextmanager
-def registered():
-    """Context in which the plug-ins are registered, as by `miniformer.register`."""
+def registered(components=COMPONENTS):
+    """Context in which components are registered, by kind and name, as by `miniformer.register`."""
     with pytest.MonkeyPatch.context() as patch:
-        for kind, components in COMPONENTS.items():
-            patch.setitem(registry._registered, kind, components)
+        for kind, of_kind in components.items():
+            patch.setitem(registry._registered, kind, of_kind)
         yield

@@ -9,6 +9,8 @@ Letters: O outputs, I inputs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -110,11 +112,7 @@ class ShortFloat:
         Raises:
             ValueError: the form is unknown, or the tensor has another type.
         """
-        if form not in _FLOATS:
-            raise ValueError(f"form must be one of {', '.join(_FLOATS)}, not {form!r}")
-        if tensors["values"].dtype != _FLOATS[form]:
-            raise ValueError(f"values are {tensors['values'].dtype}, not {form}")
-        return tensors["values"]
+        return _stored_values(tensors, form, _FLOATS)
 
 
 class ShortIntegers:
@@ -132,11 +130,18 @@ class ShortIntegers:
         Raises:
             ValueError: the form is unknown, or the tensor has another type.
         """
-        if form not in INTEGER_FORMS:
-            raise ValueError(f"form must be one of {', '.join(INTEGER_FORMS)}, not {form!r}")
-        if tensors["values"].dtype != INTEGER_FORMS[form]:
-            raise ValueError(f"values are {tensors['values'].dtype}, not {form}")
-        return tensors["values"]
+        return _stored_values(tensors, form, INTEGER_FORMS)
+
+
+def _stored_values(
+    tensors: dict[str, Tensor], form: str, dtypes: Mapping[str, torch.dtype]
+) -> Tensor:
+    """The tensor `values`, which has the type of its form."""
+    if form not in dtypes:
+        raise ValueError(f"form must be one of {', '.join(dtypes)}, not {form!r}")
+    if tensors["values"].dtype != dtypes[form]:
+        raise ValueError(f"values are {tensors['values'].dtype}, not {form}")
+    return tensors["values"]
 
 
 def integer_range(bits: int) -> tuple[int, int, int]:

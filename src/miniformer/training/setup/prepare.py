@@ -18,9 +18,11 @@ from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.config.train_settings import IN_MEMORY
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.folds import fit_classes
+from miniformer.data.reading.files import ProgressCallback
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.mixture import as_mixture
 from miniformer.data.reading.records import Records, as_records
+from miniformer.data.reading.schema import Schema
 from miniformer.data.rules import fit_task
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import Task
@@ -81,15 +83,14 @@ def prepare(
         if not config.streaming:
             mapping.check_fields(task.schema)
             source = sources["train_path"]
-            source = as_mixture(source) if isinstance(source, list) else source
-            records = as_records(source, task.schema, mapping=mapping, progress=progress)
+            records = read_training_records(source, task.schema, mapping, progress)
             mapping = records.mapping
             if config.folds is not None:
                 task = fit_classes(task, records)
             records, held_out, share = hold_out_validation(settings, records, checkpoint)
             settings.apply(share)
             task = fit_task(task, records)
-            settings.resolved += [] if records.mixture is None else [records.mixture.setting()]
+            settings.resolved += mixture_settings(records)
         elif config.val_path is None and config.val_share is None:
             reason = "a part of a stream cannot be set aside; name a val_path"
             settings.apply([ResolvedSetting("val_share", 0.0, reason)])
@@ -121,26 +122,13 @@ def prepare(
         task.check(model_config, tokenizer)
         if model_config.input is not None:
             task = fit_input_length(task, model_config, seq_len)
-        data = MiniFormerDataModule(
-            records or config.train_path,
-            **eval_records,
-            mapping=mapping,
-            tokenizer=tokenizer,
-            task=task,
-            batch_size=config.batch_size or DEFAULT_BATCH_SIZE,
-            batch_tokens=config.batch_tokens,
-            seq_len=seq_len,
-            num_workers=config.num_workers,
-            streaming=config.streaming,
-            seed=config.seed,
-            batch_order=config.batch_order,
-            progress=progress,
-        )
-        data.setup()
+        data = make_data(
+            config, records, task, tokenizer,
+            mapping=mapping, seq_len=seq_len, progress=progress, **eval_records,
+        )  # fmt: skip
     if checkpoint is not None:
         check_same_data(records, checkpoint)
-    if config.batch_size is None:
-        resolve_data_batch_size(settings, data)
+    resolve_data_batch_size(settings, data)
     model_size = resolve_model_size(settings.config, data)
     if model_size is not None:
         settings.resolved.append(model_size)
@@ -217,6 +205,50 @@ def data_sources(config: TrainConfig, in_memory: Mapping[str, Any]) -> dict[str,
     return sources
 
 
+def read_training_records(
+    source: Any, schema: Schema, mapping: FieldMapping, progress: ProgressCallback
+) -> Records:
+    """Training data of files or in memory, or of sources that have weights."""
+    source = as_mixture(source) if isinstance(source, list) else source
+    return as_records(source, schema, mapping=mapping, progress=progress)
+
+
+def mixture_settings(records: Records) -> list[ResolvedSetting]:
+    """The shares of the sources of training data, if they have weights."""
+    return [] if records.mixture is None else [records.mixture.setting()]
+
+
+def make_data(
+    config: TrainConfig,
+    records: Records | None,
+    task: Task,
+    tokenizer: Tokenizer | None,
+    **options: Any,
+) -> MiniFormerDataModule:
+    """The datamodule of a run, set up.
+
+    Args:
+        config: the run.
+        records: the training data; None: it is a stream.
+        task, tokenizer: those of the run.
+        **options: arguments of `MiniFormerDataModule` that are not fields of the config.
+    """
+    data = MiniFormerDataModule(
+        records or config.train_path,
+        task=task,
+        tokenizer=tokenizer,
+        batch_size=config.batch_size or DEFAULT_BATCH_SIZE,
+        batch_tokens=config.batch_tokens,
+        num_workers=config.num_workers,
+        streaming=config.streaming,
+        seed=config.seed,
+        batch_order=config.batch_order,
+        **options,
+    )
+    data.setup()
+    return data
+
+
 def build_task(config: TrainConfig, kind: str) -> Task:
     """Builds the task for a kind of model."""
     try:
@@ -263,8 +295,10 @@ def _resolve_augmentation(
 
 
 def resolve_data_batch_size(settings: Resolution, data: MiniFormerDataModule) -> None:
-    """Batch size that follows from the data, also that of the datamodule."""
+    """Batch size that follows from the data, unless given; also that of the datamodule."""
     config = settings.config
+    if config.batch_size is not None:
+        return
     options = resolve_batch_size(data, config.batch_tokens, config.world_size)
     if not options and config.batch_tokens is None:
         options = [ResolvedSetting("batch_size", DEFAULT_BATCH_SIZE, "default")]

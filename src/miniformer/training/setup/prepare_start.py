@@ -10,7 +10,6 @@ from rich.console import Console
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import UserError
-from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.records import as_records
 from miniformer.data.rules import fit_task
@@ -19,11 +18,14 @@ from miniformer.train_config import TrainConfig
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.prepare import (
     data_sources,
+    make_data,
+    mixture_settings,
+    read_training_records,
     resolve_data_batch_size,
 )
 from miniformer.training.setup.resolve import resolve_config
 from miniformer.training.setup.run_setup import RunSetup
-from miniformer.training.tuning.data_defaults import DEFAULT_BATCH_SIZE, resolve_lr
+from miniformer.training.tuning.data_defaults import resolve_lr
 from miniformer.training.tuning.validation_defaults import (
     hold_out_validation,
     resolve_metric,
@@ -63,31 +65,21 @@ def prepare_start(
     with progress_bars(console) as progress:
         schema = start.task.schema
         mapping.check_fields(schema)
-        records = as_records(sources["train_path"], schema, mapping=mapping, progress=progress)
+        records = read_training_records(sources["train_path"], schema, mapping, progress)
         records, held_out, share = hold_out_validation(settings, records, None)
         settings.apply(share)
+        settings.resolved += mixture_settings(records)
         task = fit_task(start.task, records)
         source = held_out if sources["val_path"] is None else sources["val_path"]
         val = None
         if source is not None:
             val = as_records(source, schema, mapping=records.mapping, progress=progress)
         metric = task.metrics[0] if val is None else resolve_metric(settings, task, records)
-        data = MiniFormerDataModule(
-            records,
-            val_path=val,
-            mapping=records.mapping,
-            tokenizer=start.tokenizer,
-            task=task,
-            batch_size=config.batch_size or DEFAULT_BATCH_SIZE,
-            batch_tokens=config.batch_tokens,
-            seq_len=seq_len,
-            num_workers=config.num_workers,
-            seed=config.seed,
-            progress=progress,
-        )
-        data.setup()
-    if config.batch_size is None:
-        resolve_data_batch_size(settings, data)
+        data = make_data(
+            config, records, task, start.tokenizer,
+            val_path=val, mapping=records.mapping, seq_len=seq_len, progress=progress,
+        )  # fmt: skip
+    resolve_data_batch_size(settings, data)
     epochs = count_epochs(settings.config, data)
     num_validations, resolved = resolve_validation(settings.config, data, epochs)
     settings.resolved += resolved

@@ -46,13 +46,7 @@ def resolve_tokenizer(
         task: reads texts.
         records: the training data; None: streaming.
     """
-    has_settings = (
-        config.tokenizer is not None
-        or model.init_from is not None
-        or "vocab_size" in model.model_config
-        or getattr(task, "bpe_dropout", 0.0) > 0
-    )
-    if has_settings or records is None:
+    if records is None or _has_settings(config, model, task, "vocab_size"):
         return None
     if isinstance(task, InputTask) and not task.per_token_loss:
         name, texts = "inputs", partial(iter_texts, task, records)
@@ -70,6 +64,16 @@ def resolve_tokenizer(
     return ResolvedSetting("tokenizer", "char", reason)
 
 
+def _has_settings(config: DataSettings, model: ModelSettings, task: Task, size_field: str) -> bool:
+    """True if given settings decide the kind of tokenizer."""
+    return (
+        config.tokenizer is not None
+        or model.init_from is not None
+        or size_field in model.model_config
+        or getattr(task, "bpe_dropout", 0.0) > 0
+    )
+
+
 def resolve_source_tokenizer(
     config: DataSettings, model: ModelSettings, task: Task, records: Records | None
 ) -> ResolvedSetting | None:
@@ -82,13 +86,7 @@ def resolve_source_tokenizer(
         task: has sources and targets.
         records: the training data; None: streaming.
     """
-    has_settings = (
-        config.tokenizer is not None
-        or model.init_from is not None
-        or "source_vocab_size" in model.model_config
-        or getattr(task, "bpe_dropout", 0.0) > 0
-    )
-    if has_settings or records is None:
+    if records is None or _has_settings(config, model, task, "source_vocab_size"):
         return None
     texts = partial(iter_texts, task, records)
     if not mostly_single_words(texts(0)) or mostly_single_words(texts(1)):
