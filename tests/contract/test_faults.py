@@ -274,6 +274,7 @@ EXEMPT = {
     "miniformer.config.size_presets": "is a table",
     "miniformer.data.reading.formats.base": "is an interface",
     "miniformer.model.cache.protocol": "is an interface",
+    "miniformer.registry.commands": "is two tables",
     "miniformer.utils.errors": "is exceptions without code",
 }
 
