@@ -1038,6 +1038,18 @@ def predicted_memory_leaves_out_the_optimizer(original):
     return plan_memory
 
 
+@fault("miniformer.training.resume.config:resolve_model")
+def init_from_takes_model_directories_only(original):
+    """`init_from` is the folder of a run, which has no weights."""
+    return lambda directory, *, note=True: directory
+
+
+@fault("miniformer.training.setup.prepare:share_files")
+def training_data_validates_itself(original):
+    """Nothing is printed about validation data that is the training data."""
+    return lambda first, second: False
+
+
 @fault("miniformer.training.setup.run_folder:_check_writable")
 def work_dir_is_tested_after_the_preparation(original):
     """A work_dir is tested when the folder of the run is created."""

@@ -41,6 +41,14 @@ def fit_task(task: T, records: Records) -> T:
     return task
 
 
+def share_files(first: Records | None, second: Records | None) -> bool:
+    """Returns whether two data sets have a file in common; None is a stream."""
+    files = [
+        {file.resolve() for file in x.files} if x is not None else set() for x in (first, second)
+    ]
+    return not files[0].isdisjoint(files[1])
+
+
 def require_nonempty(task: FittableTask, records: Records) -> None:
     """Refuses training, validation or test data in which every record is empty.
 

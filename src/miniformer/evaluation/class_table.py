@@ -37,7 +37,8 @@ def class_table(results: RecordResults) -> tuple[list[ClassMetrics], list[ClassM
     the predictions have, as the metric `macro_f1` is. Both lists are empty if the task has no
     classes.
     """
-    counts, in_average = results.class_counts, slice(None)
+    counts = results.class_counts
+    in_average: Any = slice(None)
     if counts is None and results.confusion is not None:
         matrix = results.confusion
         counts = np.stack([np.diag(matrix), matrix.sum(0), matrix.sum(1)], 1)

@@ -148,6 +148,14 @@ def test_predict_refuses_types_of_files_that_it_does_not_write(models, tmp_path,
         assert message in capsys.readouterr().err
 
 
+def test_predict_names_the_order_of_inputs_and_flags(models, capsys):
+    directory = str(models / "classification")
+    assert cli.main(["predict", directory, "--top_k", "2", "a b", "c"]) == 2
+    message = "unexpected argument 'a b'; write such arguments before the flags; see --help"
+    assert message in capsys.readouterr().err
+    assert cli.main(["predict", directory, "a b", "c", "--top_k", "2"]) == 0
+
+
 def test_predict_reads_lines_of_text_on_standard_input(models, capsys, monkeypatch):
     """Each line has its prediction, also an empty one."""
     give_stdin(monkeypatch, "ab\n\n\u2028cab 5\r\n")

@@ -29,7 +29,7 @@ def rewrite_parser_error(message: str, parser: jsonargparse.ArgumentParser, argv
     if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
         flag = match[1].partition("=")[0]
         if not flag.startswith("-"):
-            return f"unexpected argument {flag!r}; see --help"
+            return _unexpected_argument(parser, argv, match[1])
         return f"unknown flag {flag}{_suggest_name(flag, names)}"
     if match := re.search(r'key "(\w+)": .*?[EeGg](?:iven|ot) value: (.*)$', message):
         if "<class 'dict'>" in message and (problem := _object_problem(match[2])):
@@ -58,6 +58,16 @@ def rewrite_parser_error(message: str, parser: jsonargparse.ArgumentParser, argv
         problem = message.partition("parsing config: ")[2].replace(' in "<unicode string>",', " at")
         return f"{file}: not YAML: {problem}"
     return message
+
+
+def _unexpected_argument(parser: Any, argv: list[str], start: str) -> str:
+    """Problem of an argument without a flag, of which the parser's message has the first word."""
+    first_flag = next((n for n, item in enumerate(argv) if item.startswith("-")), len(argv))
+    late = [item for item in argv[first_flag:] if item.startswith(start)]
+    actions = find_subparser(parser, argv)[0]._actions
+    takes_many = any(not item.option_strings and item.nargs in ("*", "+") for item in actions)
+    hint = "; write such arguments before the flags" if late and takes_many else ""
+    return f"unexpected argument {[*late, start][0]!r}{hint}; see --help"
 
 
 def _suggest_name(name: str, known: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from miniformer import registry
 from miniformer.config import ConfigError, UserError
+from miniformer.config.command_line import resolve_model
 from miniformer.data.reading.records import Records
 from miniformer.model.config_file import check_required_packages
 from miniformer.train_config import TrainConfig
@@ -101,7 +102,7 @@ def _suggest_run_folder(path: Path) -> str:
 
 
 def complete_config(config: TrainConfig) -> TrainConfig:
-    """The config with all fields of the run that it resumes.
+    """The config with all fields of the run that it resumes, and a model directory to start from.
 
     Raises:
         ConfigError: the config of a new run has settings that the run itself would override.
@@ -110,6 +111,9 @@ def complete_config(config: TrainConfig) -> TrainConfig:
         return resume_config(Path(config.resume), config.given_fields())
     if config.resume is None and (problems := config.overridden_settings()):
         raise ConfigError("TrainConfig", problems)
+    if config.init_from is not None:  # the folder of a run stands for its best model
+        start = {"init_from": resolve_model(config.init_from)}
+        config = TrainConfig.from_dict({**config.given_fields(), **start})
     return config
 
 

@@ -23,7 +23,7 @@ from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.mixture import as_mixture
 from miniformer.data.reading.records import Records, as_records
 from miniformer.data.reading.schema import Schema
-from miniformer.data.rules import fit_task
+from miniformer.data.rules import fit_task, share_files
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
@@ -319,6 +319,10 @@ def _data_summary(data: MiniFormerDataModule, config: TrainConfig) -> Iterator[s
         count = "a stream" if records is None else f"{len(records):,} records"
         if split == "val" and config.val_path is None:
             count += " set aside from train_path (--val_share 0: none)"
+        elif split != "train" and share_files(
+            records, getattr(data.chunks["train"], "records", None)
+        ):
+            count += " that are training data, too: the metrics say nothing about other records"
         yield f"{label} data: {count}" + (f", {tokens:,} tokens" if tokens else "")
         if warning := data.truncation_warning(split):
             yield warning

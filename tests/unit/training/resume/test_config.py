@@ -6,7 +6,7 @@ import pytest
 
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
-from miniformer.training.resume.config import CONFIG_FILE, resume_config
+from miniformer.training.resume.config import CONFIG_FILE, complete_config, resume_config
 
 
 @pytest.mark.catches("settings_of_a_resumed_run_may_change")
@@ -46,3 +46,17 @@ def test_config_of_this_version_is_resumed_as_stored(tmp_path):
     config = resume_config(stored(tmp_path, task="classification", val_path="b.jsonl"), {})
     assert (config.wide_head, config.early_stopping_patience) == ("auto", None)
     assert config.checkpoint_metric is None
+
+
+@pytest.mark.catches("init_from_takes_model_directories_only")
+def test_init_from_a_run_folder_is_from_its_best_model(tmp_path):
+    """As for all commands that take a model directory."""
+    for name in ("best", "last"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        (tmp_path / "run" / name / "format_version").write_text("1")
+    (tmp_path / "run" / CONFIG_FILE).write_text("{}")
+    for given, expected in (("run", "run/best"), ("run/last", "run/last"), ("none", "none")):
+        config = TrainConfig(train_path="a", init_from=str(tmp_path / given), optimizer="muon")
+        result = complete_config(config)
+        assert result.init_from == str(tmp_path / expected)
+        assert result.given_fields() == {**config.given_fields(), "init_from": result.init_from}

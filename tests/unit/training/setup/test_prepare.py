@@ -1,5 +1,6 @@
 """`--model`: the kinds of model of a run."""
 
+import io
 import json
 
 import pytest
@@ -54,3 +55,19 @@ def test_model_setting_decoder_is_refused_for_unsuitable_tasks(tmp_path):
         prepared(tmp_path, "classification", model="decoder", model_config={"causal": False})
     with pytest.raises(UserError, match="task=seq2seq needs model=seq2seq"):
         prepared(tmp_path, "seq2seq", model="decoder")
+
+
+@pytest.mark.catches("training_data_validates_itself")
+@pytest.mark.parametrize("is_same", [True, False])
+def test_validation_on_training_data_is_named(tmp_path, is_same):
+    (tmp_path / "link.jsonl").symlink_to("data.jsonl")
+    write_jsonl(tmp_path / "other.jsonl", ["a text", "another"])
+    output, name = io.StringIO(), "link.jsonl" if is_same else "other.jsonl"
+    path = write_jsonl(tmp_path / "data.jsonl", ["some text", "another text"])
+    config = TrainConfig(
+        train_path=[str(path)], val_path=str(tmp_path / name), tokenizer="byte", model_config=SHAPE
+    )
+    prepare(config, Console(file=output, width=200))
+    line = next(x for x in output.getvalue().splitlines() if x.startswith("validation data: "))
+    message = "2 records that are training data, too: the metrics say nothing about other records"
+    assert (message in line) is is_same
