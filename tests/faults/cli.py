@@ -17,6 +17,12 @@ def user_errors_exit_with_0(original):
     return command_context
 
 
+@fault("miniformer.config.command_line:discard_closed_output")
+def a_closed_pipe_is_an_error(original):
+    """A closed pipe ends a command with a traceback."""
+    return lambda: False
+
+
 @fault("miniformer.config.flags.problems:_suggest_name")
 def unknown_flag_gets_no_suggestion(original):
     """The nearest flag is not named."""

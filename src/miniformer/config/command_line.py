@@ -28,7 +28,7 @@ from miniformer.config import (
 )
 from miniformer.config.flags.problems import find_subparser, rewrite_parser_error
 from miniformer.config.flags.spelling import normalize_flags, reject_switch_values
-from miniformer.utils.streams import printable_output, read_stdin
+from miniformer.utils.streams import discard_closed_output, printable_output, read_stdin
 
 _FILES_FLAG = "files_flag"  # attribute of a parser, see `command_parser`
 _MAX_USAGE_FLAGS = 6  # of a usage line that lists its flags
@@ -211,9 +211,14 @@ def command_context() -> Iterator[CommandExit]:
         try:
             with _user_warnings():
                 yield command
+            sys.stdout.flush()
         except UserError as error:
             print(f"miniformer: error: {error}", file=sys.stderr)
             command.code = 2
+        except BrokenPipeError:
+            if not discard_closed_output():
+                raise
+            command.code = 141  # as of a program that SIGPIPE ends
         except KeyboardInterrupt:
             print("\nminiformer: interrupted; nothing more was written", file=sys.stderr)
             command.code = 130

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -68,6 +69,26 @@ def test_exit_code_prints_any_text_and_error(monkeypatch):
     assert command.code == 2
     assert _written(sys.stdout) == b"\\u65e5\n"
     assert _written(sys.stderr) == b"miniformer: error: \\u672c: no such file\n"
+
+
+@pytest.mark.catches("a_closed_pipe_is_an_error")
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_command_whose_reader_has_gone_ends_without_a_traceback(size):
+    """As with `| head -1`: the write fails, or the one when the process ends."""
+    code = (
+        "import sys\n"
+        "from miniformer.config.command_line import command_context\n"
+        "with command_context() as command:\n"
+        "    sys.stdin.read()\n"
+        f"    print('x' * {size})\n"
+        "sys.exit(command.code)\n"
+    )
+    command = [sys.executable, "-c", code]
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipe) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
 
 
 def test_standard_input_is_utf8_whatever_the_locale(monkeypatch):
