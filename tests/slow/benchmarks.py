@@ -35,9 +35,16 @@ SCRIPTS = {
     ],
     "encoders.py": ["--widths", "32", "--layers", "1", "--rounds", "1", "--batches", "2"],
     "environment.py": [],
+    "exits.py": [
+        "agnews", "{sets}/agnews", "--layers", "2", "--max_loss", "0.5", "--confidence", "0.5",
+        "--splits", "2", "--rounds", "1",
+    ],
     "export.py": ["--rounds", "1"],
     "export_files.py": ["--part", "convert", "--tiny", "--rounds", "1"],
     "export_quality.py": ["{sets}", "--minutes", "0.05", "--records", "4"],
+    "fewer_parts.py": [
+        "--d_model", "64", "--n_layers", "2", "--vocab", "64", "--rounds", "1", "--tokens", "4",
+    ],
     "first_run.py": ["{sets}/agnews", "--max_time", "2s"],
     "generation.py": ["--rounds", "1"],
     "gqa.py": ["{data}", "--steps", "3", "--lines", "400"],

@@ -144,7 +144,8 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     """Moves the singular values of each matrix to approximately 1.
 
     Values of at least 0.01 times the Frobenius norm (0.003 with four steps, 0.001 with five) become
-    0.73 to 1.27. Smaller values grow.
+    0.73 to 1.27. Smaller values grow. Products are in bfloat16 on a GPU and under autocast, and in
+    float32 elsewhere.
 
     Args:
         matrices: [N, rows, columns].
@@ -154,6 +155,8 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     x = matrices.mT if tall else matrices  # the Gram matrix has the size of the shorter side
     x = x.bfloat16() if x.is_cuda else x.float()
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
+    if torch.is_autocast_enabled(x.device.type):  # once, instead of in each product
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     polynomials = _NEWTON_SCHULZ_COEFFICIENTS[steps]
     if x.shape[-1] >= 2 * x.shape[-2] and not x.is_cuda:
         x = bmm(_gram_newton_schulz(bmm(x, x.mT), polynomials), x)

@@ -16,7 +16,11 @@ from miniformer import registry
 from miniformer.config import UserError
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.training.lit_module import MiniFormerLitModule
-from miniformer.training.optim.muon import Muon, orthogonalize
+from miniformer.training.optim.muon import (
+    _NEWTON_SCHULZ_COEFFICIENTS,
+    Muon,
+    orthogonalize,
+)
 from miniformer.training.optim.optimizers import (
     adamw,
     check_optimizer_options,
@@ -53,6 +57,23 @@ def test_orthogonalize_keeps_singular_vectors_and_equalizes_singular_values(
     assert (values[reached] > 0.72).all()
     assert (values < 1.28).all()
     assert (values > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 96), (96, 24), (24, 40)])
+def test_orthogonalize_under_autocast_is_close_to_that_in_float64(shape):
+    """The polynomials of singular values in float64; the products are in bfloat16."""
+    torch.manual_seed(0)
+    x = torch.randn(3, *shape)
+    u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
+    values = s / s.norm(dim=-1, keepdim=True)
+    for a, b, c in _NEWTON_SCHULZ_COEFFICIENTS[3]:
+        values = a * values + b * values**3 + c * values**5
+    expected = u @ torch.diag_embed(values) @ v
+    with torch.autocast("cpu", torch.bfloat16):
+        result = orthogonalize(x)
+    assert result.dtype == torch.float32
+    error = (result - expected).norm() / expected.norm()
+    assert 1e-4 < error < 0.03  # float32 would be closer
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8), (12, 20)])
