@@ -155,8 +155,9 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
     x = matrices.mT if tall else matrices  # the Gram matrix has the size of the shorter side
     x = x.bfloat16() if x.is_cuda else x.float()
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
-    if torch.is_autocast_enabled(x.device.type):  # once, instead of in each product
-        x = x.to(torch.get_autocast_dtype(x.device.type))
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))  # once, instead of in each product
     polynomials = _NEWTON_SCHULZ_COEFFICIENTS[steps]
     if x.shape[-1] >= 2 * x.shape[-2] and not x.is_cuda:
         x = bmm(_gram_newton_schulz(bmm(x, x.mT), polynomials), x)
