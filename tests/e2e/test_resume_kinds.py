@@ -29,7 +29,7 @@ WORDS = VERSE.split()
 # Its features are drawn and fitted to the data once, before training.
 WIDE_HEAD = [
     {"type": "kernels", "size": 168, "width": 1, "dilations": 2},
-    {"type": "fourier", "size": 16, "of": {"type": "numbers", "size": 20}},
+    {"type": "rbf", "size": 16, "of": {"type": "numbers", "size": 20}},
 ]
 LARGE = {"MAX_IN_MEMORY_BYTES": 1, "_CHUNK_BYTES": 400}  # chunks of a few records
 

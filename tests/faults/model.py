@@ -1139,15 +1139,50 @@ def dilations_are_ignored(original):
     return lambda self, inputs, level: original(self, inputs, 0)
 
 
-@fault("miniformer.model.wide_head.fourier:FourierFeatures.forward")
-def fourier_features_have_no_phases(original):
-    """Cosines without phases add the kernel of the sum of two examples."""
+@fault("miniformer.model.wide_head.rbf:RbfFeatures.forward")
+def landmarks_have_no_norm(original):
+    """Distances leave out the squares of the landmarks."""
+    import torch
 
     def forward(self, inputs):
-        self.phases.zero_()
-        return original(self, inputs)
+        x, z = self._dense(self.inner(inputs)), self.landmarks
+        return torch.exp(-self.scale * (x.square().sum(1, keepdim=True) - 2 * x @ z).clamp_min(0))
 
     return forward
+
+
+@fault("miniformer.model.wide_head.rbf:RbfFeatures._dense")
+def repeated_columns_count_once(original):
+    """Of a column that occurs several times, one value stays."""
+
+    def _dense(self, features):
+        if not isinstance(features, tuple):
+            return features.float()
+        empty = features.values.new_zeros(features.values.shape[0], self.inner.size)
+        return empty.scatter_reduce(1, features.columns, features.values, "amax")
+
+    return _dense
+
+
+@fault("miniformer.model.wide_head.ngrams:second_text_keys")
+def second_texts_have_the_first_text(original):
+    """Tokens of both texts are features."""
+    import torch
+
+    def second_text_keys(inputs):
+        return original({**inputs, "token_types": torch.ones_like(inputs["token_types"])})
+
+    return second_text_keys
+
+
+@fault("miniformer.model.wide_head.ngrams:second_text_keys")
+def second_texts_lack_marks(original):
+    """Token types are read for the text alone."""
+
+    def second_text_keys(inputs):
+        return original({**inputs, "token_types": inputs["token_types"] % 2})
+
+    return second_text_keys
 
 
 @fault("miniformer.model.wide_head.head:WideHead.linear")

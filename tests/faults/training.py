@@ -1500,14 +1500,35 @@ def short_series_have_kernels(original):
     return propose_series
 
 
-@fault("miniformer.training.tuning.wide_head.fourier:fit_fourier")
-def directions_ignore_the_variance(original):
+@fault("miniformer.training.tuning.wide_head.rbf:_total_variance")
+def landmarks_ignore_the_variance(original):
     """The width of the kernel is not that of the data."""
+    return lambda block: 1.0
 
-    def fit_fourier(group, inner, block):
-        return original(group, inner, block * 1e3)
 
-    return fit_fourier
+@fault("miniformer.training.tuning.wide_head.rbf:whitening")
+def kernel_is_not_whitened(original):
+    """The penalty is that on the weights of the kernel's values."""
+    import torch
+
+    return lambda features: torch.eye(features.size)
+
+
+@fault("miniformer.training.tuning.wide_head.fit:FittedGroup.own_weight")
+def weights_of_whitened_features_are_kept(original):
+    """The model has the weights of the whitened features."""
+    return lambda self, weight: weight
+
+
+@fault("miniformer.training.tuning.wide_head.ngrams:propose_ngrams")
+def second_texts_are_left_out(original):
+    """Pairs have n-grams of both texts alone."""
+
+    def propose_ngrams(config, data):
+        groups = original(config, data)
+        return [group for group in groups if group["type"] != "second_text"]
+
+    return propose_ngrams
 
 
 @fault("miniformer.training.tuning.wide_head.linear:LinearProblem._bias")

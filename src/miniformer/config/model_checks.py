@@ -60,15 +60,17 @@ _REQUIRED_SETTINGS = [
 # Settings of each type of features, with their defaults; None: must be given.
 WIDE_FEATURES: dict[str, dict[str, Any]] = {
     "ngrams": {"size": None, "length": 3, "positions": False, "counts": False},
+    "second_text": {"size": None},
     "characters": {"size": None, "length": 5, "vocab": None, "width": None},
     "numbers": {"size": None},
     "statistics": {"size": None},
     "kernels": {"size": None, "width": None, "dilations": None},
-    "fourier": {"size": None, "gamma": 1.0, "of": None},  # of: another group
+    "rbf": {"size": None, "gamma": 1.0, "of": None},  # of: another group
     "overlap": {"size": None, "vocab": None},
     "words": {"size": None},
 }
 _OF_VECTORS = ("numbers", "statistics", "kernels")  # the others: of token ids
+_OF_PAIRS = ("overlap", "second_text")
 
 
 def find_problems(config: ModelFields) -> list[str]:
@@ -79,7 +81,11 @@ def find_problems(config: ModelFields) -> list[str]:
         *_unused_setting_problems(config),
         *_rotary_scaling_problems(config),
         *_layer_problems(config),
-        *wide_feature_problems(config.wide_head, reads_vectors=config.input_dim is not None),
+        *wide_feature_problems(
+            config.wide_head,
+            reads_vectors=config.input_dim is not None,
+            has_token_types=config.token_types is not None,
+        ),
     ]
 
 
@@ -243,12 +249,15 @@ def wide_feature_settings(group: dict[str, Any]) -> dict[str, Any]:
     return {**WIDE_FEATURES[group["type"]], **group}
 
 
-def wide_feature_problems(groups: list[dict[str, Any]] | None, *, reads_vectors: bool) -> list[str]:
+def wide_feature_problems(
+    groups: list[dict[str, Any]] | None, *, reads_vectors: bool, has_token_types: bool
+) -> list[str]:
     """Problems of the `wide_head` of a model config.
 
     Args:
         groups: the field.
         reads_vectors: inputs of the model are vectors, not token ids.
+        has_token_types: the model has token types.
     """
     if groups is None:
         return []
@@ -261,11 +270,18 @@ def wide_feature_problems(groups: list[dict[str, Any]] | None, *, reads_vectors:
         return ["wide_head: words are features of tags, and must be the only group"]
     inputs = "vectors" if reads_vectors else "token ids"
     groups = [group.get("of", group) for group in groups]
-    return [
+    problems = [
         f"wide_head: {group['type']} has no effect on {inputs}; leave it out"
         for group in groups
         if (group["type"] in _OF_VECTORS) != reads_vectors
     ]
+    if not reads_vectors and not has_token_types:
+        problems += [
+            f"wide_head: {group['type']} needs token_types, which tell the texts of a pair apart"
+            for group in groups
+            if group["type"] in _OF_PAIRS
+        ]
+    return problems
 
 
 def _group_problems(group: dict[str, Any]) -> list[str]:

@@ -90,7 +90,7 @@ def test_other_wide_heads_stay_as_they_are(tmp_path):
     """Weights of counts and of numbers may be large and cancel each other."""
     for groups in (
         [{**GROUPS[0], "counts": True}],
-        [GROUPS[0], {"type": "fourier", "size": 8, "of": {**GROUPS[0], "counts": True}}],
+        [GROUPS[0], {"type": "rbf", "size": 8, "of": {**GROUPS[0], "counts": True}}],
     ):
         types = table_types(classifier(groups), "int8")
         assert "wide_head.weight" not in types

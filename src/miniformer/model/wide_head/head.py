@@ -22,16 +22,17 @@ from torch import Tensor, nn
 from miniformer.config import TransformerConfig
 from miniformer.config.model_checks import wide_feature_settings
 from miniformer.model.wide_head.characters import CharacterFeatures
-from miniformer.model.wide_head.fourier import FourierFeatures
 from miniformer.model.wide_head.kernels import KernelFeatures
-from miniformer.model.wide_head.ngrams import NgramFeatures
+from miniformer.model.wide_head.ngrams import NgramFeatures, SecondTextFeatures
 from miniformer.model.wide_head.overlap import OverlapFeatures
+from miniformer.model.wide_head.rbf import RbfFeatures
 from miniformer.model.wide_head.series import NumberFeatures, StatisticFeatures
 from miniformer.model.wide_head.sparse import Inputs, linear_outputs
 from miniformer.model.wide_head.word_context import WordFeatures
 
 FEATURE_TYPES: dict[str, type[nn.Module]] = {
     "ngrams": NgramFeatures,
+    "second_text": SecondTextFeatures,
     "characters": CharacterFeatures,
     "numbers": NumberFeatures,
     "statistics": StatisticFeatures,
@@ -49,8 +50,8 @@ def make_features(group: Mapping[str, Any]) -> Any:
     """
     settings = wide_feature_settings(dict(group))
     kind = settings.pop("type")
-    if kind == "fourier":
-        return FourierFeatures(settings["size"], make_features(settings["of"]))
+    if kind == "rbf":
+        return RbfFeatures(settings["size"], make_features(settings["of"]))
     return FEATURE_TYPES[kind](**settings)
 
 

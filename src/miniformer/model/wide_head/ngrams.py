@@ -75,6 +75,45 @@ class NgramFeatures(nn.Module):
         return ngram_keys(inputs, length=self.length, positions=self.positions)
 
 
+class SecondTextFeatures(NgramFeatures):
+    """Tokens of the second text of a pair, each as it is and together with its token type.
+
+    The type says whether the first text has the token, too, if shared tokens are marked. So a word
+    such as "not" counts differently in the second text alone (Bowman et al. 2015, arXiv 1508.05326,
+    have such features for inference). Tokens of the first text are no features: several pairs may
+    have the same first text, with different labels.
+
+    Args:
+        size: number of known features.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, length=1, positions=False, counts=False)
+
+    def hashes(self, inputs: Inputs) -> Tensor:
+        """Hashes of the tokens: int64 [B, 2T]; -1: none."""
+        return second_text_keys(inputs)
+
+
+def second_text_keys(inputs: Inputs) -> Tensor:
+    """Hashes of the tokens of the second text, without and with token types: int64 [B, 2T].
+
+    -1: padding, or a token of the first text.
+
+    Args:
+        inputs: see `NgramFeatures.forward`; `token_types` are odd in the second text.
+    """
+    types, mask = inputs["token_types"], inputs.get("attention_mask")
+    assert types is not None
+    is_second = types % 2 == 1
+    second = {**inputs, "attention_mask": is_second if mask is None else is_second & mask}
+    keys = (
+        ngram_keys(view, length=1, positions=False)
+        for view in ({**second, "token_types": None}, second)
+    )
+    return torch.cat([*keys], dim=1)
+
+
 def ngram_keys(inputs: Inputs, *, length: int, positions: bool) -> Tensor:
     """Hashes of the n-grams that end at each position: int64 [B, L].
 

@@ -13,6 +13,8 @@ TEXT_GROUPS = [
     {"type": "ngrams", "size": 60, "length": 2, "positions": True},
     {"type": "characters", "size": 90, "length": 3, "vocab": 31, "width": 3},
     {"type": "overlap", "size": 29, "vocab": 31},
+    {"type": "second_text", "size": 20},
+    {"type": "rbf", "size": 5, "of": {"type": "ngrams", "size": 30, "length": 1, "counts": True}},
 ]
 
 
@@ -25,8 +27,8 @@ def fill(model, batch):
             buffer[::3, 2:], buffer[::5, 1] = 0, ord(" ")
         elif not name.endswith("keys"):
             buffer.copy_(torch.rand(buffer.shape, generator=random) + 0.1)
-    for group in model.wide_head.groups:
-        if hasattr(group, "keys"):
+    for group in model.wide_head.modules():
+        if hasattr(group, "hashes"):
             keys = group.hashes(batch).unique()
             keys = keys[keys >= 0][::2][: group.size]
             rest = torch.randint(0, 2**62, (group.size - len(keys),), generator=random)

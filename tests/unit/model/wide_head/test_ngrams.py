@@ -12,7 +12,7 @@ from miniformer import Seq2SeqTransformer, Transformer, TransformerConfig, UserE
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import ConfigError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.model.wide_head.ngrams import UNKNOWN, ngram_keys
+from miniformer.model.wide_head.ngrams import UNKNOWN, ngram_keys, second_text_keys
 from miniformer.tasks.classification import Classification
 
 FIELDS = {"vocab_size": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "output_dim": 3,
@@ -52,6 +52,28 @@ def test_keys_are_equal_exactly_for_equal_ngrams(rows, length, positions, left):
         assert len(actual) == len(expected)
         for ngram, key in zip(expected, actual, strict=True):
             assert key_of.setdefault(ngram, key) == key
+    assert len(set(key_of.values())) == len(key_of)
+
+
+@pytest.mark.catches("second_texts_have_the_first_text", "second_texts_lack_marks")
+@settings(max_examples=40, deadline=None)
+@given(rows)
+def test_keys_of_second_texts_are_tokens_with_and_without_their_type(rows):
+    width = max(map(len, rows))
+    ids, types = torch.zeros(2, len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for row, pairs in enumerate(rows):
+        ids[row, : len(pairs)], types[row, : len(pairs)] = torch.tensor(pairs).T
+        mask[row, : len(pairs)] = True
+    keys = second_text_keys({"inputs": ids, "attention_mask": mask, "token_types": types})
+    key_of = {}
+    for row, pairs in enumerate(rows):
+        second = [(token, kind) for token, kind in pairs if kind in (1, 3)]
+        expected = [token for token, _ in second] + second
+        actual = [int(key) for key in keys[row] if key != UNKNOWN]
+        assert len(actual) == len(expected)
+        for feature, key in zip(expected, actual, strict=True):
+            assert key_of.setdefault(feature, key) == key
     assert len(set(key_of.values())) == len(key_of)
 
 

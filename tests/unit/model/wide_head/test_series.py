@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniformer import Transformer, TransformerConfig
-from miniformer.model.wide_head.fourier import FourierFeatures
 from miniformer.model.wide_head.kernels import KernelFeatures
 from miniformer.model.wide_head.series import NumberFeatures, StatisticFeatures
 
@@ -86,20 +85,6 @@ def test_standardized_features_have_squares_that_add_up_to_one():
     result = features({"inputs": values[:, None], "attention_mask": None})
     assert torch.equal(result[:, 0], torch.zeros(50))
     assert float(result.square().sum(1).mean()) == pytest.approx(1.0, rel=1e-5)
-
-
-@pytest.mark.catches("fourier_features_have_no_phases")
-def test_products_of_fourier_features_approximate_the_rbf_kernel():
-    torch.manual_seed(0)
-    inner = NumberFeatures(4)
-    features = FourierFeatures(20_000, inner)
-    features.directions.copy_(torch.randn(4, 20_000) * 0.8)
-    features.phases.copy_(torch.rand(20_000) * 2 * torch.pi)
-    x = torch.randn(6, 2, 2)
-    products = features({"inputs": x, "attention_mask": None})
-    distances = torch.cdist(x.flatten(1), x.flatten(1)).square()
-    expected = torch.exp(-(0.8**2) * distances / 2)
-    torch.testing.assert_close(products @ products.T, expected, atol=0.04, rtol=0)
 
 
 @pytest.mark.catches("groups_share_their_first_weights")

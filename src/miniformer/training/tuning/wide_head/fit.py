@@ -24,7 +24,6 @@ from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head.head import WideHead
 from miniformer.training.tuning.wide_head.characters import fit_characters, propose_characters
 from miniformer.training.tuning.wide_head.data import FittedHead, WideData
-from miniformer.training.tuning.wide_head.fourier import GAMMAS, NUM_FEATURES, fit_fourier
 from miniformer.training.tuning.wide_head.linear import (
     DEFAULT_STRENGTH,
     LinearProblem,
@@ -32,8 +31,18 @@ from miniformer.training.tuning.wide_head.linear import (
     select_strength,
 )
 from miniformer.training.tuning.wide_head.matrix import FeatureMatrix, compute_block
-from miniformer.training.tuning.wide_head.ngrams import fit_ngrams, propose_ngrams
+from miniformer.training.tuning.wide_head.ngrams import (
+    fit_ngrams,
+    fit_second_text,
+    propose_ngrams,
+)
 from miniformer.training.tuning.wide_head.overlap import fit_overlap, propose_overlap
+from miniformer.training.tuning.wide_head.rbf import (
+    GAMMAS,
+    NUM_LANDMARKS,
+    fit_rbf,
+    whitening,
+)
 from miniformer.training.tuning.wide_head.series import fit_dense, propose_series
 
 _MAX_TOKENS = 5_000_000  # with more, a Transformer learns them by itself
@@ -45,6 +54,7 @@ Group = dict[str, Any]
 # For each type of features the function that fits them; None: the data has no such features.
 _FITS: dict[str, Callable[[Group, TransformerConfig, WideData], Any]] = {
     "ngrams": fit_ngrams,
+    "second_text": fit_second_text,
     "characters": fit_characters,
     "numbers": fit_dense,
     "statistics": fit_dense,
@@ -61,11 +71,17 @@ class FittedGroup:
         settings: item of the config's `wide_head`.
         module: the features.
         block: those of the training examples, [n, K].
+        whitening: a matrix [K, K] that has multiplied `block`; None: none.
     """
 
     settings: Group
     module: Any
     block: Tensor
+    whitening: Tensor | None = None
+
+    def own_weight(self, weight: Tensor) -> Tensor:
+        """Weights of the module's features, from those of the block: [K, C]."""
+        return weight if self.whitening is None else self.whitening @ weight
 
 
 def fit_wide_head(
@@ -100,14 +116,8 @@ def fit_wide_head(
     if not groups:
         return None
     if model_config.wide_head is None:
-        groups += [
-            _add_fourier(
-                {"type": "fourier", "size": NUM_FEATURES, "gamma": gamma}, group, wide_data
-            )
-            for group in groups
-            if _has_kernel_model(group)
-            for gamma in GAMMAS
-        ]
+        kernels = [group for group in groups if _has_kernel_model(group)]
+        groups += [variant for group in kernels for variant in _rbf_variants(group, wide_data)]
     if model_config.wide_head is None:
         groups, selection = select_groups(groups, model_config, wide_data.task, labels)
     else:
@@ -122,7 +132,9 @@ def fit_wide_head(
     head = WideHead(dataclasses.replace(model_config, wide_head=settings))
     for module, group in zip(head.groups, groups, strict=True):
         module.load_state_dict(group.module.state_dict())
-    head.weight.copy_(weight)
+    parts = torch.split(weight, [group.module.size for group in groups])
+    own_parts = zip(groups, parts, strict=True)
+    head.weight.copy_(torch.cat([group.own_weight(part) for group, part in own_parts]))
     head.bias.copy_(bias)
     # Until the first validation has shown what the Transformer adds.
     head.mix.copy_(torch.tensor([0.0, 1.0]))
@@ -153,12 +165,27 @@ def _has_kernel_model(group: FittedGroup) -> bool:
     return kind in ("numbers", "statistics", "overlap") or bool(group.settings.get("counts"))
 
 
-def _add_fourier(settings: Group, inner: FittedGroup, data: WideData) -> FittedGroup:
-    """Fourier features of a fitted group."""
-    module = fit_fourier(settings, inner.module, inner.block)
+def _rbf_variants(inner: FittedGroup, data: WideData) -> list[FittedGroup]:
+    """RBF kernels of a fitted group, of all widths."""
+    settings = {"type": "rbf", "size": min(NUM_LANDMARKS, len(data.lengths)), "of": inner.settings}
+    modules = [fit_rbf({**settings, "gamma": gamma}, inner.module, inner.block) for gamma in GAMMAS]
+    values = _compute(modules[0], data)
+    return [
+        _rbf_group({**settings, "gamma": gamma}, module, values ** (gamma / GAMMAS[0]))
+        for gamma, module in zip(GAMMAS, modules, strict=True)
+    ]
+
+
+def _rbf_group(settings: Group, module: Any, values: Tensor) -> FittedGroup:
+    """A fitted RBF kernel from its values at the training examples, [n, K]."""
+    matrix = whitening(module)
+    return FittedGroup(settings, module, values @ matrix, matrix)
+
+
+def _compute(module: Any, data: WideData) -> Tensor:
+    """Features of the training examples, [n, K]."""
     with torch.inference_mode():
-        block = compute_block(module, data.inputs())
-    return FittedGroup({**settings, "of": inner.settings}, module, block)
+        return compute_block(module, data.inputs())
 
 
 def _columns(groups: list[FittedGroup]) -> dict[str, range]:
@@ -190,15 +217,16 @@ def _is_possible(
 
 
 def _fit_group(settings: Group, config: TransformerConfig, data: WideData) -> FittedGroup | None:
-    if settings["type"] == "fourier":
+    if settings["type"] == "rbf":
         inner = _fit_group(settings["of"], config, data)
-        return None if inner is None else _add_fourier(settings, inner, data)
+        if inner is None:
+            return None
+        module = fit_rbf(settings, inner.module, inner.block)
+        return _rbf_group(settings, module, _compute(module, data))
     module = _FITS[settings["type"]](settings, config, data)
     if module is None:
         return None
-    with torch.inference_mode():
-        block = compute_block(module, data.inputs())
-    return FittedGroup({**settings, "size": module.size}, module, block)
+    return FittedGroup({**settings, "size": module.size}, module, _compute(module, data))
 
 
 def select_groups(

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from miniformer.config import TransformerConfig
 from miniformer.model.wide_head.head import make_features
-from miniformer.model.wide_head.ngrams import UNKNOWN, NgramFeatures, ngram_keys
+from miniformer.model.wide_head.ngrams import (
+    UNKNOWN,
+    NgramFeatures,
+    SecondTextFeatures,
+    ngram_keys,
+    second_text_keys,
+)
 from miniformer.training.tuning.wide_head.data import WideData
 
 MAX_ALPHABET_SIZE = 300  # vocabulary size of characters and bytes
@@ -23,7 +29,7 @@ def propose_ngrams(config: TransformerConfig, data: WideData) -> list[dict[str, 
     """Groups of n-gram features for the data, without sizes.
 
     N-grams have up to 3 tokens, or 5 characters or bytes. Positions are features if all training
-    texts have the same number of tokens.
+    texts have the same number of tokens. Of pairs, the tokens of the second text are another group.
     """
     length = 5 if config.vocab_size <= MAX_ALPHABET_SIZE else 3
     positions = len(data.lengths) > 1 and bool((data.lengths == data.lengths[0]).all())
@@ -35,6 +41,8 @@ def propose_ngrams(config: TransformerConfig, data: WideData) -> list[dict[str, 
         ]
     if data.task.name == "regression":  # the norm would hide the length of a text
         groups.append({"type": "ngrams", "length": length, "positions": False, "counts": True})
+    if data.task.input_kind == "pair" and config.token_types is not None:
+        groups.append({"type": "second_text"})
     return groups
 
 
@@ -59,6 +67,25 @@ def fit_ngrams(
     known = set_known_ngrams(features, keys, counts, len(data.lengths))
     if is_counts:  # an example's squared values add up to 1 on average
         features.idf.fill_(1 / _mean_square(data, known, group) ** 0.5)
+    return features
+
+
+def fit_second_text(
+    group: dict[str, Any], config: TransformerConfig, data: WideData
+) -> SecondTextFeatures | None:
+    """Features of the most frequent tokens of second texts; None: no token is in several texts.
+
+    Args:
+        group: with `size`, or without: as many as there are, up to a limit.
+        config: of the model.
+        data: the training data.
+    """
+    keys, counts = count_keys(map(second_text_keys, data.inputs()))
+    size = group.get("size") or min(len(keys), MAX_VALUES // (config.output_dim or 1))
+    if not size:
+        return None
+    features: SecondTextFeatures = make_features({**group, "size": size})
+    set_known_ngrams(features, keys, counts, len(data.lengths))
     return features
 
 

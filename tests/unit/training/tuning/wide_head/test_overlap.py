@@ -10,6 +10,7 @@ from rich.console import Console
 from miniformer import MiniFormerDataModule, TrainConfig, TransformerConfig
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.wide_head.overlap import NUM_OVERLAPS
+from miniformer.tasks.classification import Classification
 from miniformer.tasks.regression import Regression
 from miniformer.training.tuning.wide_head.data import WideData
 from miniformer.training.tuning.wide_head.fit import fit_wide_head, propose
@@ -68,3 +69,28 @@ def test_single_texts_have_no_overlap():
     types = [group["type"] for group in propose(config, WideData(config, data))]
     assert "ngrams" in types
     assert "overlap" not in types
+
+
+@pytest.mark.catches("second_texts_are_left_out")
+def test_words_that_only_the_second_text_has_are_features():
+    """The label is 1 if the second text has a word of some that the first one lacks."""
+    choose = random.Random(0)
+    records = []
+    for _ in range(600):
+        first = choose.sample(WORDS, 8)
+        second = choose.sample(WORDS, 5)
+        label = int(any(word in WORDS[:6] and word not in first for word in second))
+        records.append({"input": [" ".join(first), " ".join(second)], "label": label})
+    tokenizer = Tokenizer.train("word", [text for record in records for text in record["input"]])
+    data = MiniFormerDataModule(
+        records, val_path=records[:10], tokenizer=tokenizer, task=Classification(), seq_len=32
+    )
+    data.setup()
+    fields = data.task.model_config({}, tokenizer)
+    shape = {"d_model": 8, "n_heads": 2, "n_layers": 1, "vocab_size": tokenizer.vocab_size}
+    console = Console(file=io.StringIO(), width=300)
+    config = TransformerConfig(**{**fields, **shape})
+    fitted = fit_wide_head(TrainConfig(train_path="x"), config, data, console)
+    assert fitted.groups[0] == {"type": "second_text", "size": fitted.groups[0]["size"]}
+    accuracy = console.file.getvalue().split("accuracy ")[1].split(",")[0]
+    assert float(accuracy) > 0.9

@@ -48,12 +48,12 @@ def ring_data():
     return a_data(rings(300))
 
 
-@pytest.mark.catches("the_first_group_is_taken", "directions_ignore_the_variance")
+@pytest.mark.catches("the_first_group_is_taken", "weights_of_whitened_features_are_kept")
 def test_a_nonlinear_model_is_chosen_where_a_linear_one_fails(ring_data):
     console = Console(file=io.StringIO(), width=300)
     config = a_config(ring_data)
     fitted = fit_wide_head(TrainConfig(train_path="x"), config, ring_data, console)
-    assert fitted.groups[0]["type"] == "fourier"
+    assert fitted.groups[0]["type"] == "rbf"
     model = miniformer.Transformer(dataclasses.replace(config, wide_head=fitted.groups)).eval()
     model.wide_head.load_state_dict(fitted.state)
     test = rings(400, seed=1)
