@@ -5,7 +5,7 @@
 The weights are random, since only shapes matter: those that `miniformer prune --remove` writes.
 Each shape decodes one text in float32 and with int8 weights. All of them work in turns, in rotated
 order; a ratio is the median of those of the rounds. The last column is the share of weights that a
-token reads relative to the whole model: its inverse is the largest possible ratio of a model that
+token reads relative to the full model: its inverse is the largest possible ratio of a model that
 does not fit into the caches.
 """
 
@@ -25,10 +25,10 @@ DTYPES = ("float32", "int8")
 
 
 def make_models(d_model, n_layers, vocab):
-    """The whole model, and those with half of a part, by name."""
+    """The full model, and those with half of a part, by name."""
     sizes = {"d_model": d_model, "n_layers": n_layers, "d_ff": 4 * d_model, "vocab_size": vocab}
     changes = {
-        "whole": {},
+        "full": {},
         "half of ffn": {"d_ff": 2 * d_model},
         "half of layers": {"n_layers": n_layers // 2},
     }
@@ -60,7 +60,7 @@ def measure(models, rounds, tokens):
 
 
 def rows_of(models, seconds, tokens):
-    """Tokens/s of each model, and its speed relative to the whole one."""
+    """Tokens/s of each model, and its speed relative to the full one."""
     read = {name: model.config.num_params() for name, model in models.items()}
     return [
         {
@@ -70,11 +70,11 @@ def rows_of(models, seconds, tokens):
             "tokens_per_s": round(tokens / statistics.median(own), 1),
             "speed": round(
                 statistics.median(
-                    whole / part for whole, part in zip(seconds["whole", dtype], own, strict=True)
+                    full / part for full, part in zip(seconds["full", dtype], own, strict=True)
                 ),
                 3,
             ),
-            "share_of_weights": round(read[name] / read["whole"], 3),
+            "share_of_weights": round(read[name] / read["full"], 3),
         }
         for (name, dtype), own in seconds.items()
     ]
