@@ -277,7 +277,7 @@ def wide_feature_problems(
     ]
     if not reads_vectors and not has_token_types:
         problems += [
-            f"wide_head: {group['type']} needs token_types, which differ between the texts of a pair"
+            f"wide_head: {group['type']} needs token_types, by which the texts of a pair differ"
             for group in groups
             if group["type"] in _OF_PAIRS
         ]
