@@ -86,6 +86,30 @@ def interval_is_of_90_percent(original):
     return lambda values: original(np.clip(values, *np.percentile(values, [5, 95])))
 
 
+@fault("miniformer.evaluation.intervals:wilson_interval")
+def wilson_interval_is_that_of_wald(original):
+    """The interval of a proportion is that of the normal approximation, without a width at 1."""
+
+    def wald(share, count):
+        half = 1.959964 * (share * (1 - share) / count) ** 0.5
+        return max(0.0, share - half), min(1.0, share + half)
+
+    return wald
+
+
+@fault("miniformer.evaluation.evaluation:_intervals")
+def equal_resamples_are_an_interval(original):
+    """A metric that is 1 in all resamples has an interval without a width."""
+
+    def intervals(task, results, bootstrap):
+        from miniformer.evaluation.intervals import interval
+
+        values = bootstrap.metrics(len(results), lambda x: task.resampled_metrics(results, x))
+        return {name: interval(x) for name, x in values.items() if interval(x) is not None}
+
+    return intervals
+
+
 @fault("miniformer.evaluation.intervals:Bootstrap.counts")
 def resamples_are_permutations(original):
     """Resamples have each record once."""

@@ -17,7 +17,7 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.evaluation.calibration import calibrate
 from miniformer.evaluation.class_table import class_table
 from miniformer.evaluation.comparison import compare
-from miniformer.evaluation.intervals import Bootstrap, interval
+from miniformer.evaluation.intervals import Bootstrap, interval, wilson_interval
 from miniformer.evaluation.report import write_report
 from miniformer.evaluation.results import EvaluationResults, Group
 from miniformer.evaluation.run_batches import BatchSettings, run_batches
@@ -136,13 +136,20 @@ def with_comparison(evaluation: Evaluation, baseline: Evaluation, name: str) -> 
 def _intervals(
     task: Task, results: RecordResults, bootstrap: Bootstrap
 ) -> dict[str, tuple[float, float]]:
+    """The interval of each metric; none where all resamples are equal and it is no proportion."""
     if len(results) < 2:  # all resamples of one record are equal
         return {}
     resampled = bootstrap.metrics(
         len(results), lambda counts: task.resampled_metrics(results, counts)
     )
-    limits = {name: interval(values) for name, values in resampled.items()}
-    return {name: pair for name, pair in limits.items() if pair is not None}
+    limits = {}
+    for name, values in resampled.items():
+        pair = interval(values)
+        if pair is not None and pair[0] < pair[1]:
+            limits[name] = pair
+        elif pair is not None and name in task.proportions:
+            limits[name] = wilson_interval(pair[0], len(results))
+    return limits
 
 
 def _groups(

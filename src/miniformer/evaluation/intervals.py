@@ -1,13 +1,17 @@
 """Bootstrap confidence intervals of metrics, and paired tests of two models.
 
 Percentile bootstrap (Efron & Tibshirani 1993): the metric of resamples of the records, drawn with
-replacement. Papers: paired bootstrap, Koehn 2004; McNemar's exact test, McNemar 1947.
+replacement. Where all resamples are equal it has no width: proportions have Wilson's interval then
+(Wilson 1927), and other metrics have none.
+
+Papers: paired bootstrap, Koehn 2004; McNemar's exact test, McNemar 1947.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -67,6 +71,21 @@ def interval(values: np.ndarray) -> tuple[float, float] | None:
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of Wilson's score test of a proportion (Wilson 1927).
+
+    It has a width also where all records are right, and no resample differs.
+
+    Args:
+        share: of the records, within [0, 1].
+        count: number of records, at least 1.
+    """
+    z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+    center = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z * z / count)
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))  # rounded
 
 
 def bootstrap_p_value(differences: np.ndarray) -> float:

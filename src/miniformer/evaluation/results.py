@@ -27,7 +27,7 @@ class Group:
         value: the value; None: records without the field.
         num_records: records of the group that have a label.
         metrics: by name; NaN: not defined for these records.
-        intervals: 95 % bootstrap interval of each metric.
+        intervals: 95 % interval of each metric.
     """
 
     value: Any
@@ -46,7 +46,8 @@ class EvaluationResults:
         num_records: number of records.
         metrics: metrics of the task, the most informative first; the same numbers as of a test in
             training.
-        intervals: 95 % bootstrap interval of each metric, where the task has results by record.
+        intervals: 95 % interval of each metric, where the task has results by record: of the
+            bootstrap, or Wilson's, see `miniformer.evaluation.intervals`.
         classes: precision, recall, F1 and support of each class; empty: the task has none.
         averages: their macro and weighted averages.
         calibration: agreement of probabilities and accuracy; None: the task has none.
@@ -74,6 +75,30 @@ class EvaluationResults:
     groups: list[Group] = dataclasses.field(default_factory=list)
     num_omitted_groups: int = 0
     comparison: Comparison | None = None
+
+    @property
+    def interval_note(self) -> str:
+        """Names of the metrics whose interval is not that of the bootstrap; empty: there is none.
+
+        They are those of which all resamples are equal.
+        """
+        resampled = bool(self.intervals) and self.results is not None
+        wilson = [name for name in self.intervals if self.has_wilson(name, self.metrics)]
+        none = [
+            name
+            for name, value in self.metrics.items()
+            if resampled and name not in self.intervals and math.isfinite(value)
+        ]
+        parts = [
+            f"{', '.join(name.replace('_', ' ') for name in names)} ({text})"
+            for text, names in (("Wilson's interval", wilson), ("no interval", none))
+            if names
+        ]
+        return f"all resamples are equal: {', '.join(parts)}" if parts else ""
+
+    def has_wilson(self, name: str, metrics: dict[str, float]) -> bool:
+        """True for the share of right records if all of them are right, or none is."""
+        return name in self.task.proportions and metrics.get(name) in (0.0, 1.0)
 
     @property
     def confusion(self) -> np.ndarray | None:
@@ -124,7 +149,7 @@ class EvaluationResults:
             "task": self.task.name,
             "data": self.data,
             "records": self.num_records,
-            "metrics": _with_intervals(self.metrics, self.intervals),
+            "metrics": self._with_intervals(self.metrics, self.intervals),
             "interval": {"level": 0.95, **dataclasses.asdict(self.bootstrap)},
         }
         if self.classes:
@@ -141,7 +166,7 @@ class EvaluationResults:
                 {
                     "value": group.value,
                     "records": group.num_records,
-                    "metrics": _with_intervals(group.metrics, group.intervals),
+                    "metrics": self._with_intervals(group.metrics, group.intervals),
                 }
                 for group in self.groups
             ]
@@ -150,6 +175,16 @@ class EvaluationResults:
         result["worst"] = self.worst()
         plain: dict[str, Any] = _plain(result)
         return plain
+
+    def _with_intervals(
+        self, metrics: dict[str, float], intervals: dict[str, tuple[float, float]]
+    ) -> dict[str, dict[str, Any]]:
+        result: dict[str, dict[str, Any]] = {name: {"value": x} for name, x in metrics.items()}
+        for name, (low, high) in intervals.items():
+            result[name] |= {"low": low, "high": high}
+            if self.has_wilson(name, metrics):
+                result[name]["method"] = "wilson"
+        return result
 
     def to_json(self) -> str:
         """`to_dict` as JSON."""
@@ -164,15 +199,6 @@ def _row(results: RecordResults, row: int) -> dict[str, Any]:
     if results.scores is not None:
         values["score"] = float(results.scores[row])
     return {**values, "loss": float(results.losses[row])}
-
-
-def _with_intervals(
-    metrics: dict[str, float], intervals: dict[str, tuple[float, float]]
-) -> dict[str, dict[str, float]]:
-    return {
-        name: {"value": value, **dict(zip(("low", "high"), intervals.get(name, ()), strict=False))}
-        for name, value in metrics.items()
-    }
 
 
 def _plain(value: Any) -> Any:

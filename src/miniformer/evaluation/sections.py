@@ -53,6 +53,7 @@ def metric_table(evaluation: EvaluationResults) -> str:
     if evaluation.intervals:
         count = evaluation.bootstrap.num_resamples
         note = f"95 % percentile intervals of {count:,} bootstrap resamples of the records"
+        note += f"; {evaluation.interval_note}" * bool(evaluation.interval_note)
     header = ["metric", "value", "95 % interval"]
     if not evaluation.intervals:
         header, rows = header[:2], [row[:2] for row in rows]
@@ -129,6 +130,8 @@ def group_section(evaluation: EvaluationResults) -> str:
         )
     left = evaluation.num_omitted_groups
     note = f"and {left:,} more groups" if left else "intervals appear over a value"
+    if any(evaluation.has_wilson(name, x.metrics) for x in evaluation.groups for name in names):
+        note += "; Wilson's where all records are right, or none"
     return render_table([evaluation.by, "records", *map(metric_label, names)], rows, note)
 
 

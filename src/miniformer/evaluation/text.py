@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ def _metric_lines(evaluation: EvaluationResults) -> list[str]:
         for name, value in evaluation.metrics.items()
     ]
     header = ["metric", "value", "95 % interval"] if evaluation.intervals else ["metric", "value"]
-    return [_shorten(title, WIDTH), *_table(header, rows)]
+    note = textwrap.wrap(evaluation.interval_note, WIDTH)
+    return [_shorten(title, WIDTH), *_table(header, rows), *note]
 
 
 def _class_lines(evaluation: EvaluationResults) -> list[str]:
@@ -86,6 +88,8 @@ def _group_lines(evaluation: EvaluationResults) -> list[str]:
     ]
     labels = [name.replace("_", " ") for name in names]
     lines = _table([evaluation.by, "records", *labels, f"95 % of {labels[0]}"], rows)
+    if any(evaluation.has_wilson(names[0], group.metrics) for group in evaluation.groups):
+        lines.append(f"Wilson's interval where {labels[0]} is 0 or 1")
     left = evaluation.num_omitted_groups
     return [*lines, f"and {left:,} more groups"] if left else lines
 

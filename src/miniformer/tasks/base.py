@@ -54,6 +54,7 @@ class Task(StrictConfig, HelperModels):
     loss_unit: ClassVar[str] = "nats"
     maximize: ClassVar[frozenset[str]] = frozenset()  # metrics where higher is better
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  # the most informative first
+    proportions: ClassVar[tuple[str, ...]] = ()  # metrics that are the share of `correct` records
     per_token_loss: ClassVar[bool] = False  # of texts: batch sizes are in tokens, not examples
     supports_wide_head: ClassVar[bool] = False  # it has `wide_inputs` and `wide_labels`
     loss_terms: ClassVar[tuple[str, ...]] = ()  # names of the terms of `loss`; also metrics

@@ -47,6 +47,7 @@ class Classification(LabelTask):
     loss_unit: ClassVar[str] = "nats"
     maximize: ClassVar[frozenset[str]] = frozenset({"accuracy", "macro_f1", "mcc"})
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "mcc", "loss")
+    proportions: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
     r_drop: float = option(0.0, low=0.0)

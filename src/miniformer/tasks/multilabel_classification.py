@@ -57,6 +57,7 @@ class MultiLabelClassification(LabelTask):
     metrics: ClassVar[tuple[str, ...]] = (
         "macro_f1", "micro_f1", "samples_f1", "subset_accuracy", "loss",
     )  # fmt: skip
+    proportions: ClassVar[tuple[str, ...]] = ("subset_accuracy",)
 
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
     thresholds: float | list[float] | None = option(None, low=0.0, high=1.0)

@@ -94,6 +94,7 @@ class Seq2Seq(TextGenerationTask):
     loss_unit: ClassVar[str] = "nats/token"
     maximize: ClassVar[frozenset[str]] = frozenset({"exact_match", "bleu", "chrf"})
     metrics: ClassVar[tuple[str, ...]] = ("loss", "bleu", "chrf", "exact_match")
+    proportions: ClassVar[tuple[str, ...]] = ("exact_match",)
     text_fields: ClassVar[tuple[str, str] | None] = ("source", "target")
     per_token_loss: ClassVar[bool] = True
     continues_prompts: ClassVar[bool] = False

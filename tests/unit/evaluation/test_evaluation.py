@@ -7,7 +7,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from scipy import stats
 
+from miniformer import Transformer
 from miniformer.config import UserError
 from miniformer.data.reading.records import as_records
 from miniformer.evaluation.comparison import compare
@@ -42,7 +45,9 @@ def test_evaluation_of_every_task_prints_and_writes_its_metrics(name, tmp_path):
     records, task, tokenizer, model = fitted(name)
     result = evaluate(model, task, tokenizer, records, SIZES, bootstrap=FEW)
     assert next(iter(result.metrics)) == task.metrics[0]
-    assert set(result.intervals) == set(result.metrics)
+    without = [name for name in result.metrics if name not in result.intervals]
+    names = ", ".join(name.replace("_", " ") for name in without)  # of a constant prediction: MCC
+    assert result.interval_note.endswith(f" {names} (no interval)" if without else "")
     for low, high in result.intervals.values():
         assert low <= high
     lines = repr(result).splitlines()
@@ -55,6 +60,35 @@ def test_evaluation_of_every_task_prints_and_writes_its_metrics(name, tmp_path):
     assert "95 % interval" in page
     values = json.loads(result.to_json())
     assert {key: item["value"] for key, item in values["metrics"].items()} == result.metrics
+
+
+@pytest.mark.catches("equal_resamples_are_an_interval")
+@pytest.mark.parametrize(("label", "accuracy"), [("x", 1.0), ("y", 0.0)])
+def test_a_share_of_all_records_has_the_interval_of_wilson(label, accuracy, monkeypatch):
+    """The bootstrap has no width where all records are right, or none is."""
+    records, task, tokenizer, model = fitted("classification")
+    head = Transformer.classify
+    constant = torch.tensor([5.0, 0.0, 0.0])
+    monkeypatch.setattr(model, "classify", lambda **inputs: 0 * head(model, **inputs) + constant)
+    rows = [{**record, "label": label, "lang": "de"} for record in records]
+    count, records = len(rows), as_records(rows, task.schema)
+    result = evaluate(model, task, tokenizer, records, SIZES, by="lang", bootstrap=FEW)
+    assert result.metrics["accuracy"] == accuracy
+    expected = stats.binomtest(round(count * accuracy), count).proportion_ci(method="wilson")
+    limits = pytest.approx((expected.low, expected.high))
+    assert result.intervals == {"accuracy": limits}
+    assert result.groups[0].intervals == {"accuracy": limits}
+    others = "macro f1, mcc, loss (no interval)"
+    note = f"all resamples are equal: accuracy (Wilson's interval), {others}"
+    text = " ".join(repr(result).split())
+    assert note in text
+    assert "Wilson's interval where accuracy is 0 or 1" in text
+    assert note in dict(render_sections(result))["Metrics"].replace("&#x27;", "'")
+    metrics = json.loads(result.to_json())["metrics"]
+    assert metrics["accuracy"]["method"] == "wilson"
+    assert set(metrics["mcc"]) == {"value"}
+    result = evaluate(model, task, tokenizer, records, SIZES, bootstrap=Bootstrap(0))
+    assert (result.intervals, result.interval_note) == ({}, "")
 
 
 @pytest.mark.catches("groups_have_the_metrics_of_all")

@@ -12,6 +12,7 @@ from miniformer.evaluation.intervals import (
     bootstrap_p_value,
     interval,
     mcnemar_p_value,
+    wilson_interval,
 )
 from miniformer.tasks.common.resampling import weighted_mean
 
@@ -48,6 +49,16 @@ def test_very_many_records_have_fewer_resamples(monkeypatch):
 def test_interval_leaves_out_undefined_values():
     assert interval(np.array([np.nan, 2.0, 2.0])) == (2.0, 2.0)
     assert interval(np.array([np.nan])) is None
+
+
+@pytest.mark.catches("wilson_interval_is_that_of_wald")
+@given(st.integers(1, 10**6), st.floats(0, 1))
+def test_wilson_interval_is_that_of_scipy(count, share):
+    for right in (0, round(share * count), count):
+        expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+        limits = wilson_interval(right / count, count)
+        assert limits == pytest.approx((expected.low, expected.high), abs=1e-12)
+        assert 0 <= limits[0] <= right / count <= limits[1] <= 1
 
 
 @pytest.mark.catches("mcnemar_is_one_sided")
