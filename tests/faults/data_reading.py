@@ -287,3 +287,9 @@ def numbers_have_no_fix(original):
 def columns_in_use_are_suggested(original):
     """The column of the input is suggested as that of the label."""
     return lambda missing, sources, columns: original(missing, {}, columns)
+
+
+@fault("miniformer.data.reading.parsing:check_nul")
+def nul_is_a_character_of_texts(original):
+    """Texts may have NUL characters."""
+    return lambda text: text

@@ -86,3 +86,33 @@ def commands_import_lightning(original):
         return original(console)
 
     return progress_bars
+
+
+@fault("miniformer.utils.errors:_as_argument")
+def values_of_flags_are_texts(original):
+    """All values of arguments are texts."""
+
+    def as_argument(match):
+        if match["name"] is None or match["value"] is None:
+            return original(match)
+        return f"{match['name']}={match['value']!r}"
+
+    return as_argument
+
+
+@fault("miniformer.utils.errors:UserError.__str__")
+def commands_print_arguments(original):
+    """A command prints arguments of Python."""
+
+    def text(self):
+        from miniformer.utils.errors import flags_as_arguments
+
+        return flags_as_arguments(self.args[0])
+
+    return text
+
+
+@fault("miniformer.utils.errors:UserError.__str__")
+def python_errors_name_flags(original):
+    """An error in Python names flags."""
+    return lambda self: self.args[0]

@@ -50,7 +50,8 @@ def test_train_files_without_a_flag_are_train_path(argv, paths):
 
 
 @pytest.mark.parametrize("argv", [["b", "--train_path", "a"], ["--train_path=a", "b"]])
-def test_train_files_and_train_path_are_refused_together(argv):
+def test_train_files_and_train_path_are_refused_together(argv, monkeypatch):
+    monkeypatch.setattr(UserError, "num_commands", 1)
     with pytest.raises(UserError, match=r"'b': files without a flag are those of --train_path"):
         parse(*argv)
 

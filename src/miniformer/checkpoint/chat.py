@@ -58,9 +58,9 @@ class ChatSession:
         if template is None:
             raise UserError(
                 f"{pipeline.directory or 'the model'}: a base model without a chat template; "
-                "continue texts with generate, train it on messages (train FILE --init_from DIR), "
-                "put a chat_template.jinja into its directory, or set chat_template to one of "
-                f"{', '.join(TEMPLATES)}"
+                "continue texts with generate, train it on messages (miniformer train FILE "
+                "--init_from DIR), put a chat_template.jinja into its directory, or set "
+                f"chat_template to one of {', '.join(TEMPLATES)}"
             )
         self._task, self._tokenizer = task, tokenizer
         self._model, self._template = pipeline.model, template_of(template, tokenizer)

@@ -207,6 +207,7 @@ class CommandExit:
 def command_context() -> Iterator[CommandExit]:
     """Context of a command: prints a user error and sets the exit code 2, or 130 after Ctrl-C."""
     command = CommandExit()
+    UserError.num_commands += 1
     with printable_output():
         try:
             with _user_warnings():
@@ -222,6 +223,8 @@ def command_context() -> Iterator[CommandExit]:
         except KeyboardInterrupt:
             print("\nminiformer: interrupted; nothing more was written", file=sys.stderr)
             command.code = 130
+        finally:
+            UserError.num_commands -= 1
 
 
 @contextlib.contextmanager

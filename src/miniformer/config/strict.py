@@ -33,6 +33,7 @@ def option(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
+    example: str | None = None,
 ) -> Any:
     """Dataclass field with limits; numbers must always be finite.
 
@@ -45,9 +46,10 @@ def option(
         low: inclusive lower bound.
         above: exclusive lower bound.
         high: inclusive upper bound.
+        example: values of the right type, for the message about another one.
     """
     limits = {"low": low, "above": above, "high": high}
-    metadata = {"of": kind, "paths": paths, "choices": choices, **limits}
+    metadata = {"of": kind, "paths": paths, "choices": choices, "example": example, **limits}
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -219,7 +221,7 @@ class StrictConfig:
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
             if not _matches_type(value, hint):
-                problems.append(f"{field.name} must be {describe_type(hint)}, not {value!r}")
+                problems.append(_type_problem(field, hint, value))
             elif value is not None:
                 problems += _limit_problems(field, value)
         return problems or self.cross_check()
@@ -256,6 +258,12 @@ def _warn_renamed(former: str, current: str) -> None:
         RenamedWarning,
         stacklevel=level,
     )
+
+
+def _type_problem(field: dataclasses.Field[Any], hint: Any, value: Any) -> str:
+    example = field.metadata.get("example")
+    such_as = f", such as {example}" if example else ""
+    return f"{field.name} must be {describe_type(hint)}{such_as}, not {value!r}"
 
 
 def _limit_problems(field: dataclasses.Field[Any], value: Any) -> list[str]:

@@ -209,8 +209,8 @@ class BudgetSettings(StrictConfig):
 
     max_epochs: int | None = option(None, low=1)
     max_steps: int | None = option(None, low=1)
-    max_time: str | None = option(None)
-    memory_limit: str | None = option(None)
+    max_time: str | None = option(None, example="90s, 10m or 1h30m")
+    memory_limit: str | None = option(None, example="500MB or 4GB")
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()

@@ -102,6 +102,7 @@ def test_generation_config_rejects_values_out_of_range(values, message):
         ({"train_path": ""}, "train_path is missing"),
         ({"max_time": "10"}, "max_time must be a time such as 90s, 10m or 1h30m, not '10'"),
         ({"max_time": "0s"}, "max_time must be a time"),
+        ({"max_time": 5}, "max_time must be a string or null, such as 90s, 10m or 1h30m, not 5"),
         ({"scheduler": "onecycle", "warmup_steps": 5}, "warmup_steps has no effect"),
         ({"early_stopping_patience": 2, "val_share": 0}, "early_stopping_patience needs val_path"),
         ({"precision": "float16"}, "precision must be one of auto, float32, bf16, not 'float16'"),

@@ -11,7 +11,7 @@ from miniformer.config.command_line import miniformer_command, resolve_model
 
 DESCRIPTION = (
     "Convert a model to grouped-query or multi-query attention, whose cache is smaller; then train "
-    "it further with --init_from."
+    "it further: miniformer train FILE --init_from OUT."
 )
 
 

@@ -14,6 +14,9 @@ from miniformer.tasks.embedding import EmbeddingTask
 if TYPE_CHECKING:
     from rich.console import Console
 
+_TRAIN = "miniformer train FILE --init_from OUT --lr 1e-5"
+_TRAIN_ZEROS = """miniformer train FILE --init_from OUT --lr 1e-5 --callbacks '["weight_masks"]'"""
+
 
 def healing_records(pipeline: Pipeline, data: Any) -> Records:
     """Labeled records on which a model is trained.
@@ -75,9 +78,8 @@ def healed_model(
                 **({"max_epochs": 1} if steps is None else {"max_steps": steps}),
             )
         except NonFiniteLossError as error:
-            zeros = " --callbacks '[\"weight_masks\"]'" if has_zeros else ""
             raise UserError(
                 f"heal: {error.problem}; prune less, or leave heal out and train the pruned "
-                f"directory with a low rate: miniformer train FILE --init_from OUT --lr 1e-5{zeros}"
+                f"directory with a low rate: {_TRAIN_ZEROS if has_zeros else _TRAIN}"
             ) from None
     return result.pipeline.model

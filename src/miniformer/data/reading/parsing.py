@@ -108,7 +108,7 @@ def parse_text_block(raw: bytes, checks: Checks, *, continues: bool) -> Record:
     Raises:
         DataError: the block is not UTF-8, or a check fails.
     """
-    record: Record = {"text": decode(raw)}
+    record: Record = {"text": check_nul(decode(raw))}
     if continues:
         record["continues"] = True
     return check_record(record, checks, may_have_surrogates=False)
@@ -194,6 +194,22 @@ def decode_as(raw: bytes, encoding: str | None) -> str:
             raise
         problem = f"{error.problem}, or set its encoding, such as --encoding latin-1"
         raise DataError(problem, error.line) from None
+
+
+def check_nul(text: str) -> str:
+    """The text of a record, unchanged.
+
+    Raises:
+        DataError: it has a NUL character.
+    """
+    if (index := text.find("\0")) < 0:
+        return text
+    start = text.rfind("\n", 0, index) + 1
+    raise DataError(
+        f"character {index - start + 1} of the line is NUL, which no text has; the file may be "
+        "damaged: write it again, or remove the character",
+        text.count("\n", 0, start),
+    )
 
 
 def _field_names(text: str) -> list[str]:

@@ -78,7 +78,7 @@ def test_records_in_memory_and_lines_use_the_mapping(tmp_path):
     assert data.read([0, 1]) == expected
     with pytest.raises(UserError, match=r"a.jsonl:3: duplicate field 'text'; keep one"):
         data[2]
-    hint = r"no 'input' .*; add that field, or name the column: --input_field text --label_field k"
+    hint = r"; add that field, or name the column: input_field='text', label_field='kind'"
     with pytest.raises(UserError, match=hint):
         JSONLinesDataset(path, LABELED)[0]
 
@@ -189,11 +189,11 @@ def test_suggested_columns_are_those_that_no_field_has(tmp_path):
     [
         (
             "Nr;Text;Kategorie;Datum", LABELED,
-            "name the columns: --input_field Text --label_field COLUMN. If the file has no header",
+            "name the columns: input_field='Text', label_field='COLUMN'. If the file has no header",
         ),
         (
             "Nr;Text;Kategorie;Datum", {"text": schema.check_text},
-            "--text_field Text. For another task than language_modeling, set --task",
+            "text_field='Text'. For another task than language_modeling, set task.",
         ),
     ],
 )  # fmt: skip

@@ -82,3 +82,16 @@ def test_encoding_other_than_utf8_is_named(tmp_path, read, encoding):
     path.write_bytes(json.dumps({"text": "\u00e9"}, ensure_ascii=False).encode(encoding))
     with pytest.raises(RecordError, match=r":1: not (UTF-8: byte 0x|JSON: )"):
         read(path)
+
+
+@pytest.mark.parametrize("read", [indexed, streamed])
+@pytest.mark.catches("nul_is_a_character_of_texts")
+def test_nul_in_a_file_of_any_type_is_named(tmp_path, read):
+    path = tmp_path / "a.txt"
+    path.write_bytes("one\ntwo\nthr\0e\u00e9\n\0\n".encode())
+    with pytest.raises(RecordError, match=r"a\.txt:3: character 4 of the line is NUL, which no "):
+        read(path)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "a\0"}\n')
+    with pytest.raises(RecordError, match=r"a\.jsonl:2: .*character"):
+        read(path)

@@ -167,7 +167,7 @@ def test_features_of_words_are_refused():
     model = tiny_model(
         causal=False, output_dim=3, wide_head=[{"type": "words", "size": 8}], n_layers=1
     )
-    with pytest.raises(UserError, match="train with --wide_head off to export"):
+    with pytest.raises(UserError, match="train with wide_head='off' to export"):
         make_programs(Source(model, None, None, None, None))
 
 

@@ -15,7 +15,7 @@ from miniformer.config import UserError
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile
 from miniformer.data.reading.index import index_lines
 from miniformer.data.reading.mapping import FieldMapping
-from miniformer.data.reading.parsing import DataError, Record, decode_as
+from miniformer.data.reading.parsing import DataError, Record, check_nul, decode_as
 from miniformer.data.reading.record_index import RecordIndex
 from miniformer.utils.columns import split_names
 
@@ -82,7 +82,7 @@ class TaggedTokens:
 
     def parse(self, raw: bytes) -> Record:
         record: Record = {"tokens": [], "tags": []}
-        lines = decode_as(raw, self.encoding).removeprefix("\ufeff").split("\n")
+        lines = check_nul(decode_as(raw, self.encoding)).removeprefix("\ufeff").split("\n")
         width = 0
         for number, line in enumerate(lines):
             line = line.removesuffix("\r")

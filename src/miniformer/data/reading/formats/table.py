@@ -24,7 +24,13 @@ from miniformer.data.reading.mapping import (
     lacking_fields,
     suggest_columns,
 )
-from miniformer.data.reading.parsing import DataError, Record, RecordError, decode_as
+from miniformer.data.reading.parsing import (
+    DataError,
+    Record,
+    RecordError,
+    check_nul,
+    decode_as,
+)
 from miniformer.data.reading.record_index import RecordIndex
 from miniformer.utils.columns import parse_delimiter, split_names
 
@@ -80,12 +86,7 @@ class TextTable:
         return RecordIndex(index.starts[1:], blank_lines)
 
     def parse(self, raw: bytes) -> Record:
-        text = decode_as(raw, self.encoding)
-        if "\0" in text:
-            raise DataError(
-                f"character {text.index(chr(0))} of the row is NUL, which no text has; the file "
-                "may be damaged: write it again, or remove the character"
-            )
+        text = check_nul(decode_as(raw, self.encoding))
         cells = self.dialect.split(text.removesuffix("\n").removesuffix("\r"))
         if len(cells) != len(self.columns):
             raise DataError(self._width_problem(cells))

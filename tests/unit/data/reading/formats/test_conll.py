@@ -86,6 +86,8 @@ def test_conll_has_tokens_first_and_tags_last(tmp_path, name):
          "sentence has 3"),
         ("a.conll", "a O\n", {"label_field": "3"}, "a.conll:1: the line has 2 columns; there is "
          "no column 3"),
+        ("a.conllu", CONLLU.replace("_", "\0", 1), {}, "of the line is NUL, which no text has"),
+        ("a.conll", "a O\n\nb O\nc\0 O\n", {}, "a.conll:4: character 2 of the line is NUL"),
         ("a.conll", "a O\n", {"label_field": "ner"}, "label_field: there is no column 'ner'"),
         ("a.conllu", CONLLU, {"label_field": "pos"}, "there is no column 'pos'; the columns are "
          "id, form, lemma, upos, xpos"),
@@ -99,7 +101,7 @@ def test_broken_lines_are_named(tmp_path, name, content, settings, message):
 
 def test_conll_for_a_task_of_texts_names_the_task(tmp_path):
     path = write(tmp_path, CONLL, "a.conll")
-    with pytest.raises(UserError, match="no input and label; set --task token_classification"):
+    with pytest.raises(UserError, match="no input and label; set task='token_classification'"):
         read(path, {"input": str, "label": str})
     with pytest.raises(RecordError, match=r"a.conll:3: the record has no 'text'"):
         read(path, TEXT_SCHEMA)

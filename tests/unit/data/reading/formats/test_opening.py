@@ -188,7 +188,7 @@ def test_values_of_tables_are_plain(tmp_path):
 def test_tables_without_a_column_name_the_flags(tmp_path, make, message):
     with pytest.raises(UserError, match=message) as caught:
         as_records(make(tmp_path), SCHEMA)
-    assert "'id', 'body', 'grade', 'share'; name the columns: --input_field body" in str(
+    assert "'id', 'body', 'grade', 'share'; name the columns: input_field='body'" in str(
         caught.value
     )
 

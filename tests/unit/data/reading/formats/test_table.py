@@ -89,8 +89,8 @@ def test_table_is_pickled_for_workers(tmp_path):
 MISTAKES = [
     ("text,category\na,x\n", {}, "a.csv:1: the first row has no columns 'input' and 'label'; it "
      "has 'text', 'category' (separated by ','). If it is a header, name the columns: "
-     "--input_field text --label_field category. If the file has no header, name all columns in "
-     "their order, such as --columns input,label"),
+     "input_field='text', label_field='category'. If the file has no header, name all columns in "
+     "their order, such as columns='input,label'"),
     ("input,label\na,x\n", {"input_field": "txt"}, "a.csv:1: the first row has no column 'txt'; "
      "it has 'input', 'label'"),
     ("input,label,input\na,x,b\n", {}, "a.csv:1: the header has 'input' twice; rename"),
@@ -103,10 +103,10 @@ MISTAKES = [
      "contain ',' in double quotes (the row: 'a,b,x')"),
     ('input,label\na,x\n"b,y\nc,x\n', {}, "a.csv:3: the quote that opens cell 1 does not close"),
     ('input,label\n"a,x\n"b",y\n', {}, "a.csv:2: text follows the closing quote of cell 1: 'b\""),
-    ("input,label\na,x\nb\0c,y\n", {}, "a.csv:3: character 1 of the row is NUL, which no text has"),
+    ("input,label\na,x\nb\0c,y\n", {}, "a.csv:3: character 2 of the line is NUL, which no te"),
     ("input,label\na,x\nb,\n", {}, "a.csv:3: 'label' is an empty name; give the class a name"),
     (b"input,label\na,x\n\"b\nc\xe9\",y\n", {}, "a.csv:4: not UTF-8: byte 0xe9; save the file as "
-     "UTF-8, or set its encoding, such as --encoding latin-1"),
+     "UTF-8, or set its encoding, such as encoding='latin-1'"),
     (b"\xff\xfei\0n\0", {}, "a.csv:1: the file is UTF-16"),
     ("input,label\na,x\n".encode("utf-16-le"), {}, "a.csv:1: the file is UTF-16"),
     ("input,label\na,x\n".encode("utf-16-be"), {}, "a.csv:1: the file is UTF-16"),
@@ -115,7 +115,7 @@ MISTAKES = [
     ("\n\n", {}, "a.csv: the file is empty"),
     ("input,label\na,x\n", {"label_field": "label,input"}, "label_field: 'label' is one column"),
     ("a,b,c,label\nx,y,z,1\n", {"input_field": "a,b,c"}, "a.csv:2: 3 columns of texts for "
-     "'input'; join them with --input_separator ' '"),
+     "'input'; join them with input_separator=' '"),
 ]  # fmt: skip
 
 
