@@ -95,8 +95,8 @@ def test_flags_of_messages_are_those_of_a_command():
     for parameter in modules():
         (path,) = parameter.values
         folder = path.relative_to(SOURCE).parts[0]
-        if found := [x for text in texts(path) for x in unknown_flags(text, folder)]:
-            unknown[parameter.id] = found
+        if unknown_here := [x for text in texts(path) for x in unknown_flags(text, folder)]:
+            unknown[parameter.id] = unknown_here
     assert unknown == {}
 
 

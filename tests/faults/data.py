@@ -575,3 +575,17 @@ def folds_divide_equal_inputs(original):
 def data_check_counts_no_warnings(original):
     """`data check` finds no problems below a warning."""
     return lambda num_invalid, num_warnings: original(num_invalid, 0)
+
+
+@fault("miniformer.data.batching.loader:BatchLoader.__len__")
+def epochs_have_the_batches_of_the_first(original):
+    """The length of a loader is the number of batches of the first epoch."""
+
+    def length(self):
+        start, self._epoch_start = self._epoch_start, (0, 0, 0)
+        try:
+            return original(self)
+        finally:
+            self._epoch_start = start
+
+    return length

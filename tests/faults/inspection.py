@@ -104,3 +104,9 @@ def page_of_inspection_has_no_lens(original):
 def inspect_ignores_top_k(original):
     """The command always prints five predictions."""
     return lambda values: original({**values, "top_k": 5})
+
+
+@fault("miniformer.inspection.inspect:Inspection")
+def lens_does_not_say_that_it_lacks_the_wide_head(original):
+    """The result is that of a model without a wide head."""
+    return lambda **values: original(**{**values, "has_wide_head": False})

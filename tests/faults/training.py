@@ -1776,3 +1776,15 @@ def a_lock_does_not_wait_for_workers(original):
 def perfect_runs_are_to_be_longer(original):
     """A run whose validation has no error is advised to be longer."""
     return lambda rows, metric: False
+
+
+@fault("miniformer.training.callbacks.validation:request_validation")
+def epochs_end_with_the_batches_of_the_first(original):
+    """All epochs have as many batches as the first one."""
+
+    def request_validation(trainer, due):
+        batches = trainer.fit_loop.max_batches
+        original(trainer, due)
+        trainer.fit_loop.max_batches = batches
+
+    return request_validation

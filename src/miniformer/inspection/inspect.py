@@ -63,6 +63,7 @@ def inspect_input(
         rows=reading.rows,
         lens=lens,
         logprobs=logprobs,
+        has_wide_head=getattr(model, "wide_head", None) is not None,
     )
 
 

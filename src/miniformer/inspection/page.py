@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from miniformer.inspection import plots
-from miniformer.inspection.text import layer_names, show_token
+from miniformer.inspection.text import WIDE_HEAD_NOTE, layer_names, show_token
 from miniformer.utils.page import Cell, render_section, render_table, write_page
 from miniformer.utils.plotting import Plot
 
@@ -60,4 +60,5 @@ def _lens_table(inspection: Any) -> str:
     left_out = len(inspection.rows) - _MAX_ROWS
     note = "The most probable output of the head for the hidden states of each layer."
     note += f" {left_out} more rows are left out." if left_out > 0 else ""
+    note += f" They are {WIDE_HEAD_NOTE}." if inspection.has_wide_head else ""
     return render_table(("", "", *layer_names(len(inspection.lens))), rows, note)

@@ -33,6 +33,8 @@ class Inspection:
         logprobs: log-probability of each token in nats, T; None where there is none. Of causal
             models and decoders given the tokens before it, as `Pipeline.score`; of a masked
             language model with that token masked; of other tasks None throughout.
+        has_wide_head: the model adds outputs of a wide head, which reads no hidden states, to its
+            predictions; `logits` and `lens` are without them.
     """
 
     task: str
@@ -45,6 +47,7 @@ class Inspection:
     rows: list[str]
     lens: list[list[list[Prediction]]]
     logprobs: list[float | None]
+    has_wide_head: bool = False
 
     @property
     def stack(self) -> str:
@@ -68,6 +71,7 @@ class Inspection:
             "source_tokens": self.source_tokens,
             "logprobs": self.logprobs,
             "rows": self.rows,
+            "has_wide_head": self.has_wide_head,
             "lens": [
                 [[prediction._asdict() for prediction in row] for row in layer]
                 for layer in self.lens

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+WIDE_HEAD_NOTE = "without the wide head, which the predictions of the model have in addition"
 _MAX_LAYERS = 5  # columns of the lens
 _MAX_ROWS = 40
 _MAX_CELL = 14  # characters
@@ -51,6 +52,7 @@ def render_text(inspection: Any) -> str:
         )
     ]  # fmt: skip
     lines += ["", *_table(inspection)] if inspection.lens else []
+    lines += [WIDE_HEAD_NOTE] if inspection.has_wide_head else []
     lines += ["", "attention, mean of heads and positions:"]
     for name, layers in inspection.attentions.items():
         keys = inspection.stack_tokens(name)[1]

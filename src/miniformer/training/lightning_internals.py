@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import lightning as L
@@ -14,8 +15,14 @@ def set_global_step(trainer: L.Trainer, step: int) -> None:
 
 
 def request_validation(trainer: L.Trainer, due: bool) -> None:
-    """Requests a validation after this batch, or none; called in `on_train_batch_end`."""
+    """Requests a validation after this batch, or none; called in `on_train_batch_end`.
+
+    An epoch ends with the last batch of its loader. Lightning would end it with the number of
+    batches of the first epoch.
+    """
     trainer.val_check_batch = 1 if due else sys.maxsize
+    if math.isfinite(trainer.fit_loop.max_batches):
+        trainer.fit_loop.max_batches = sys.maxsize
 
 
 def run_validation(trainer: L.Trainer) -> None:

@@ -227,6 +227,20 @@ def test_inspect_vectors_and_models_without_a_head():
     assert "attention, mean of heads and positions:" in str(result)
 
 
+@pytest.mark.catches("lens_does_not_say_that_it_lacks_the_wide_head")
+def test_lens_of_a_model_with_a_wide_head_says_that_it_is_without_it():
+    task = Classification(classes=["x", "y"], input_kind="text")
+    group = {"type": "ngrams", "length": 2, "positions": False, "size": 5}
+    results = [
+        make_pipeline(task, output_dim=2, pooling="mean", wide_head=wide).inspect(TEXT)
+        for wide in (None, [group])
+    ]
+    note = "without the wide head, which the predictions of the model have in addition"
+    for result, has in zip(results, (False, True), strict=True):
+        assert result.to_json()["has_wide_head"] == has
+        assert (note in str(result)) == (note in result._repr_html_()) == has
+
+
 def test_inspect_result_as_json(language_model):
     result = language_model.inspect(TEXT)
     report = result.to_json()

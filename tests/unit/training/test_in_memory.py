@@ -251,3 +251,22 @@ def test_a_start_has_a_tenth_of_the_learning_rate(start):
 def test_a_start_that_is_no_pipeline_is_refused(value):
     with pytest.raises(UserError, match="start must be a pipeline or a result of"):
         miniformer.train(RECORDS, start=value, max_steps=1, **STEPS)
+
+
+@pytest.mark.catches("epochs_end_with_the_batches_of_the_first")
+def test_each_epoch_has_all_records():
+    """Two lengths are sorted in either order, which can give another number of batches."""
+    dice = np.random.default_rng(25)
+    records = [{"source": "a" * x, "target": "b" * y} for x, y in dice.integers(1, 30, (40, 2))]
+    rows, batches = {}, {}
+
+    class Count(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            epoch = batch["about"]["place"]["epoch"]
+            rows[epoch] = rows.get(epoch, 0) + len(batch["source"])
+            batches[epoch] = batches.get(epoch, 0) + 1
+
+    options = {"batch_size": 3, "tokenizer": "byte", "max_epochs": 4, "model_config": CONFIG}
+    miniformer.train(records, task="seq2seq", in_memory=True, callbacks=[Count()], **options)
+    assert rows == dict.fromkeys(range(4), 40)
+    assert max(batches.values()) > batches[0]

@@ -77,7 +77,7 @@ class BatchLoader:
         self.rank, self.world_size = rank, world_size
         self._epoch_start = (0, 0, 0)  # epoch, chunk and batch at which the next iteration starts
         self._position = self._epoch_start  # of the next batch
-        self._num_batches: int | None = None
+        self._num_batches = dict[int, int]()  # by epoch
         self._starts_mid_epoch = False
         self.load_seconds = 0.0  # time for which the consumer waited for batches
 
@@ -95,7 +95,7 @@ class BatchLoader:
         self._epoch_start = self._position = (epoch, 0, 0)
 
     def __len__(self) -> int:
-        """Batches per epoch, for this rank.
+        """Batches of the epoch of the next iteration, for this rank.
 
         Raises:
             TypeError: the number is not known before the end of the epoch, since the examples are
@@ -104,9 +104,11 @@ class BatchLoader:
         store = getattr(self.chunks, "in_memory", None)
         if store is None or self.chunks.num_chunks != 1 or self._starts_mid_epoch:
             raise TypeError("the number of batches is not known before the end of the epoch")
-        if self._num_batches is None:
-            self._num_batches = len(self.batcher.plan_batches(store, self._rng(0, 0)))
-        return -(-self._num_batches // self.world_size)
+        epoch = self._epoch_start[0]
+        if epoch not in self._num_batches:  # a random order may give another number of batches
+            plans = self.batcher.plan_batches(store, self._rng(epoch, 0))
+            self._num_batches = {epoch: len(plans)}
+        return -(-self._num_batches[epoch] // self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         start = self._epoch_start if self.seed is not None else (0, 0, 0)

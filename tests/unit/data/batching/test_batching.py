@@ -265,6 +265,30 @@ def test_batch_loader_has_a_length_if_data_is_in_memory():
         len(batches(keep=False))
 
 
+@pytest.mark.catches("epochs_have_the_batches_of_the_first")
+def test_length_is_that_of_each_epoch():
+    """Pairs are sorted by either length, which can give another number of batches."""
+    dice = np.random.default_rng(25)
+    records = [{"text": f"{x} {y}"} for x, y in dice.integers(2, 31, (40, 2))]
+
+    def encode_pair(rows):
+        sizes = (map(int, row["text"].split()) for row in rows)
+        return [{"a": np.ones(x), "b": np.ones(y)} for x, y in sizes]
+
+    batcher = LengthBucketBatcher(
+        lambda rows, rng: {"rows": len(rows)}, length_columns=("a", "b"), batch_size=3
+    )
+    schema = {"text": lambda value: None}
+    loader = BatchLoader(RecordChunks(as_records(records, schema), encode_pair), batcher, seed=0)
+    numbers = []
+    for _ in range(8):
+        numbers.append(len(loader))
+        assert len(list(loader)) == numbers[-1]
+    assert len({*numbers}) > 1
+    loader.set_epoch(0)
+    assert len(loader) == numbers[0]
+
+
 def test_stream_is_served_in_chunks_in_order():
     chunks = StreamChunks(lambda: iter(RECORDS), encode, chunk_size=10)
     loader = BatchLoader(

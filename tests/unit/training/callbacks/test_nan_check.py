@@ -83,4 +83,4 @@ def test_nan_check_reports_records_and_last_checkpoint(tmp_path, monkeypatch):
     step = int(message.split("at step ")[1].split(";")[0])
     if step > 1:
         assert f"step-{step - 1:08d}-0" in message
-        assert "--resume" in message
+        assert "resume='" in message
