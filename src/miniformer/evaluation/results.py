@@ -83,7 +83,7 @@ class EvaluationResults:
         They are those of which all resamples are equal.
         """
         resampled = bool(self.intervals) and self.results is not None
-        wilson = [name for name in self.intervals if self.has_wilson(name, self.metrics)]
+        wilson = self.wilson_metrics(self)
         none = [
             name
             for name, value in self.metrics.items()
@@ -96,9 +96,14 @@ class EvaluationResults:
         ]
         return f"all resamples are equal: {', '.join(parts)}" if parts else ""
 
-    def has_wilson(self, name: str, metrics: dict[str, float]) -> bool:
-        """True for the share of right records if all of them are right, or none is."""
-        return name in self.task.proportions and metrics.get(name) in (0.0, 1.0)
+    def wilson_metrics(self, part: EvaluationResults | Group) -> list[str]:
+        """Metrics with Wilson's interval: shares of right records that are 0 or 1.
+
+        Args:
+            part: the whole evaluation, or a group.
+        """
+        names = (name for name in self.task.proportions if name in part.intervals)
+        return [name for name in names if part.metrics[name] in (0.0, 1.0)]
 
     @property
     def confusion(self) -> np.ndarray | None:
@@ -149,7 +154,7 @@ class EvaluationResults:
             "task": self.task.name,
             "data": self.data,
             "records": self.num_records,
-            "metrics": self._with_intervals(self.metrics, self.intervals),
+            "metrics": self._with_intervals(self),
             "interval": {"level": 0.95, **dataclasses.asdict(self.bootstrap)},
         }
         if self.classes:
@@ -166,7 +171,7 @@ class EvaluationResults:
                 {
                     "value": group.value,
                     "records": group.num_records,
-                    "metrics": self._with_intervals(group.metrics, group.intervals),
+                    "metrics": self._with_intervals(group),
                 }
                 for group in self.groups
             ]
@@ -176,14 +181,12 @@ class EvaluationResults:
         plain: dict[str, Any] = _plain(result)
         return plain
 
-    def _with_intervals(
-        self, metrics: dict[str, float], intervals: dict[str, tuple[float, float]]
-    ) -> dict[str, dict[str, Any]]:
-        result: dict[str, dict[str, Any]] = {name: {"value": x} for name, x in metrics.items()}
-        for name, (low, high) in intervals.items():
+    def _with_intervals(self, part: EvaluationResults | Group) -> dict[str, dict[str, Any]]:
+        result: dict[str, dict[str, Any]] = {name: {"value": x} for name, x in part.metrics.items()}
+        for name, (low, high) in part.intervals.items():
             result[name] |= {"low": low, "high": high}
-            if self.has_wilson(name, metrics):
-                result[name]["method"] = "wilson"
+        for name in self.wilson_metrics(part):
+            result[name]["method"] = "wilson"
         return result
 
     def to_json(self) -> str:

@@ -130,7 +130,7 @@ def group_section(evaluation: EvaluationResults) -> str:
         )
     left = evaluation.num_omitted_groups
     note = f"and {left:,} more groups" if left else "intervals appear over a value"
-    if any(evaluation.has_wilson(name, x.metrics) for x in evaluation.groups for name in names):
+    if any(evaluation.wilson_metrics(group) for group in evaluation.groups):
         note += "; Wilson's where all records are right, or none"
     return render_table([evaluation.by, "records", *map(metric_label, names)], rows, note)
 

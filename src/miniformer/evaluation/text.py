@@ -88,7 +88,7 @@ def _group_lines(evaluation: EvaluationResults) -> list[str]:
     ]
     labels = [name.replace("_", " ") for name in names]
     lines = _table([evaluation.by, "records", *labels, f"95 % of {labels[0]}"], rows)
-    if any(evaluation.has_wilson(names[0], group.metrics) for group in evaluation.groups):
+    if any(names[0] in evaluation.wilson_metrics(group) for group in evaluation.groups):
         lines.append(f"Wilson's interval where {labels[0]} is 0 or 1")
     left = evaluation.num_omitted_groups
     return [*lines, f"and {left:,} more groups"] if left else lines
