@@ -20,6 +20,7 @@ INTERNALS = {
     "validating": "a property that is set around a validation",
     "training": "a property that is set around a validation",
     "fit_loop.max_batches": "batches after which an epoch ends",
+    "fit_loop._combined_loader.limits": "the same, of each loader",
     "fit_loop.epoch_loop.val_loop.run": "runs a validation",
     "fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.ready": "optimizer steps",
     "fit_loop.epoch_loop.manual_optimization.optim_step_progress.total.completed": "the same",

@@ -17,12 +17,12 @@ def set_global_step(trainer: L.Trainer, step: int) -> None:
 def request_validation(trainer: L.Trainer, due: bool) -> None:
     """Requests a validation after this batch, or none; called in `on_train_batch_end`.
 
-    An epoch ends with the last batch of its loader. Lightning would end it with the number of
-    batches of the first epoch.
+    An epoch ends with the last batch of its loader. Lightning would end it after as many batches as
+    the first epoch has.
     """
-    trainer.val_check_batch = 1 if due else sys.maxsize
-    if math.isfinite(trainer.fit_loop.max_batches):
-        trainer.fit_loop.max_batches = sys.maxsize
+    trainer.val_check_batch, loop = 1 if due else sys.maxsize, trainer.fit_loop
+    if math.isfinite(loop.max_batches) and loop._combined_loader is not None:
+        loop.max_batches, loop._combined_loader.limits = sys.maxsize, [math.inf]
 
 
 def run_validation(trainer: L.Trainer) -> None:
