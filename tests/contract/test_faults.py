@@ -275,7 +275,6 @@ EXEMPT = {
     "miniformer.data.reading.formats.base": "is an interface",
     "miniformer.model.cache.protocol": "is an interface",
     "miniformer.registry.commands": "is two tables",
-    "miniformer.utils.errors": "is exceptions without code",
 }
 
 
