@@ -277,7 +277,7 @@ def other_columns_lose_their_kind(original):
 @fault("miniformer.commands.evaluate:_output_paths")
 def predictions_are_not_written(original):
     """Only the report is written."""
-    return lambda out, predictions: (original(out, predictions)[0], None)
+    return lambda out, predictions, files: (original(out, predictions, files)[0], None)
 
 
 @fault("miniformer.config.command_line:resolve_model")
