@@ -1044,6 +1044,14 @@ def init_from_takes_model_directories_only(original):
     return lambda directory, *, note=True: directory
 
 
+@fault("miniformer.training.report.verdicts:_underfitting")
+def advice_is_a_budget_that_the_run_lacks(original):
+    """A run that may improve is to have more time, whatever ends it."""
+    return lambda train, loss, best_step, longer: original(
+        train, loss, best_step, "a longer --max_time"
+    )
+
+
 @fault("miniformer.training.setup.prepare:share_files")
 def training_data_validates_itself(original):
     """Nothing is printed about validation data that is the training data."""

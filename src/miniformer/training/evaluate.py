@@ -255,6 +255,7 @@ def run_verdicts(
         maximize=run.metric in run.task.maximize,
         stop_step=callbacks.early_stopping.stop_step,
         max_epochs=run.config.effective_max_epochs,
+        max_steps=run.config.max_steps if run.config.max_time is None else None,
         interrupted=callbacks.interrupt.signal is not None or callbacks.stop_reason is not None,
     )
     if evaluation is not None:

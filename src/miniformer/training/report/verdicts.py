@@ -42,6 +42,7 @@ def find_verdicts(
     maximize: bool = False,
     stop_step: int | None = None,
     max_epochs: float | None = None,
+    max_steps: int | None = None,
     interrupted: bool = False,
 ) -> list[Verdict]:
     """Verdicts from the metrics of a run.
@@ -52,6 +53,7 @@ def find_verdicts(
         maximize: larger values are better.
         stop_step: step of early stopping; later rows, from annealed weights, show no trend.
         max_epochs: passes over the data; None: unknown.
+        max_steps: the limit of the run, if it has this one alone.
         interrupted: the run was interrupted, so that it may still improve.
     """
     saved_step = _best_step(rows, metric, maximize)
@@ -63,7 +65,12 @@ def find_verdicts(
         verdicts += _overfitting(train, loss, metric, best_step, saved_step)
         is_complete = stop_step is not None or _is_perfect(rows, metric)
         if not verdicts and not is_complete and not interrupted:
-            verdicts += _underfitting(train, loss, best_step, max_epochs)
+            budget = "a longer --max_time"
+            if max_epochs is not None:
+                budget = f"--max_epochs {math.ceil(2 * max_epochs)} or {budget}"
+            elif max_steps is not None:
+                budget = f"--max_steps {2 * max_steps}"
+            verdicts += _underfitting(train, loss, best_step, budget)
     return verdicts
 
 
@@ -118,9 +125,7 @@ def _overfitting(
     )
 
 
-def _underfitting(
-    train: Points, loss: Points, best_step: float, max_epochs: float | None
-) -> Iterator[Verdict]:
+def _underfitting(train: Points, loss: Points, best_step: float, longer: str) -> Iterator[Verdict]:
     end = loss[-1][0]
     start = next(
         (value for at, value in reversed(loss) if at <= end * (1 - _END_SHARE)), loss[0][1]
@@ -129,11 +134,10 @@ def _underfitting(
     improved = loss[-1][1] < start - _MIN_END_IMPROVEMENT * abs(start)
     falls = before is not None and after is not None and after < before
     if improved and falls and best_step >= loss[-2][0]:
-        more = "" if max_epochs is None else f" --max_epochs {math.ceil(2 * max_epochs)} or"
         yield Verdict(
             "underfitting",
             f"still improving at the end: validation loss {_arrow(start, loss[-1][1])} in the last "
-            f"fifth of the run; try{more} a longer --max_time",
+            f"fifth of the run; try {longer}",
         )
 
 

@@ -117,6 +117,14 @@ def test_underfitting_suggests_twice_the_epochs():
     assert "try --max_epochs 20 or a longer --max_time" in verdict.text
 
 
+@pytest.mark.catches("advice_is_a_budget_that_the_run_lacks")
+def test_underfitting_suggests_the_budget_of_the_run():
+    (verdict,) = find_verdicts(curves(falling, falling), max_steps=80)
+    assert verdict.text.endswith("; try --max_steps 160")
+    (verdict,) = find_verdicts(curves(falling, falling))
+    assert verdict.text.endswith("; try a longer --max_time")
+
+
 @pytest.mark.parametrize(
     ("facts", "kinds"),
     [
