@@ -1796,3 +1796,9 @@ def epochs_end_with_the_batches_of_the_first(original):
         trainer.fit_loop.max_batches = batches
 
     return request_validation
+
+
+@fault("miniformer.training.tuning.wide_head.matrix:_product")
+def a_large_product_is_one_operation(original):
+    """A product is computed as a whole."""
+    return lambda matrix, dense: matrix @ dense

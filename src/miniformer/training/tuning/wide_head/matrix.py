@@ -11,6 +11,8 @@ from torch import Tensor
 
 from miniformer.model.wide_head.sparse import Inputs, SparseFeatures
 
+_MAX_PRODUCTS = 200_000_000  # of numbers in one operation: under a second
+
 
 class FeatureMatrix:
     """Features of n examples, [n, K].
@@ -29,11 +31,11 @@ class FeatureMatrix:
     def __matmul__(self, weight: Tensor) -> Tensor:
         """Product with a matrix [K, C]: [n, C]."""
         parts = zip(self._rows, torch.split(weight, self._sizes), strict=True)
-        return sum((block @ part for block, part in parts), weight.new_zeros(()))
+        return sum((_product(block, part) for block, part in parts), weight.new_zeros(()))
 
     def transposed_product(self, outputs: Tensor) -> Tensor:
         """Product of the transposed matrix with [n, C]: [K, C]."""
-        return torch.cat([block @ outputs for block in self._columns])
+        return torch.cat([_product(block, outputs) for block in self._columns])
 
     def select(self, rows: Tensor) -> Self:
         """The examples at `rows`."""
@@ -43,6 +45,13 @@ class FeatureMatrix:
                 for block in self.blocks
             ]
         )
+
+
+def _product(matrix: Tensor, dense: Tensor) -> Tensor:
+    """Product of a block and a dense matrix; a large one in parts, for which Ctrl-C waits."""
+    count = matrix.values().numel() * dense.shape[1] if matrix.is_sparse_csr else 0
+    parts = [part.contiguous() for part in dense.chunk(1 + count // _MAX_PRODUCTS, 1)]
+    return matrix @ dense if len(parts) == 1 else torch.cat([matrix @ part for part in parts], 1)
 
 
 def compress(matrix: Tensor) -> Tensor:

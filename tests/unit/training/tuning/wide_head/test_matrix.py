@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from miniformer.training.tuning.wide_head import matrix
 from miniformer.training.tuning.wide_head.matrix import FeatureMatrix
 
 
@@ -12,9 +14,35 @@ def test_selected_rows_are_those_of_the_dense_matrix():
     dense = torch.randn(9, 4, generator=generator)
     sparse = torch.randn(9, 6, generator=generator).relu()
     rows = torch.tensor([7, 0, 3, 3])
-    matrix = FeatureMatrix([dense, sparse.to_sparse_coo()]).select(rows)
+    features = FeatureMatrix([dense, sparse.to_sparse_coo()]).select(rows)
     weight = torch.randn(10, 2, generator=generator)
     outputs = torch.randn(4, 2, generator=generator)
     expected = torch.cat([dense, sparse], 1)[rows]
-    torch.testing.assert_close(matrix @ weight, expected @ weight)
-    torch.testing.assert_close(matrix.transposed_product(outputs), expected.T @ outputs)
+    torch.testing.assert_close(features @ weight, expected @ weight)
+    torch.testing.assert_close(features.transposed_product(outputs), expected.T @ outputs)
+
+
+@pytest.mark.catches("a_large_product_is_one_operation")
+def test_a_large_product_is_computed_in_parts(monkeypatch):
+    """An operation of torch does not answer Ctrl-C."""
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.randn(9, 6, generator=generator).relu()
+    weight, outputs = (torch.randn(n, 7, generator=generator) for n in (6, 9))
+    block = FeatureMatrix([dense.to_sparse_coo()])
+    at_once = block @ weight, block.transposed_product(outputs)
+    count = int((dense != 0).sum())
+    monkeypatch.setattr(matrix, "_MAX_PRODUCTS", 3 * count)
+    widths = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if "mm" in str(function):
+                widths.append(result.shape[1])
+            return result
+
+    with Record():
+        parts = block @ weight, block.transposed_product(outputs)
+    assert widths == [3, 3, 1] * 2
+    for part, expected in zip(parts, at_once, strict=True):
+        assert torch.equal(part, expected)
