@@ -1528,6 +1528,12 @@ def weights_of_whitened_features_are_kept(original):
     return lambda self, weight: weight
 
 
+@fault("miniformer.training.tuning.wide_head.fit:_has_kernel_model")
+def kernels_of_positions_are_left_out(original):
+    """Kernels are those of numbers alone."""
+    return lambda group: group.settings["type"] != "ngrams" and original(group)
+
+
 @fault("miniformer.training.tuning.wide_head.ngrams:propose_ngrams")
 def second_texts_are_left_out(original):
     """Pairs have n-grams of both texts alone."""

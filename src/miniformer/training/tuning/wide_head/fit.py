@@ -32,6 +32,7 @@ from miniformer.training.tuning.wide_head.linear import (
 )
 from miniformer.training.tuning.wide_head.matrix import FeatureMatrix, compute_block
 from miniformer.training.tuning.wide_head.ngrams import (
+    MAX_COUNTS,
     fit_ngrams,
     fit_second_text,
     propose_ngrams,
@@ -161,8 +162,11 @@ def propose(config: TransformerConfig, data: WideData) -> list[Group]:
 
 def _has_kernel_model(group: FittedGroup) -> bool:
     """True if an RBF kernel of the group's features is worth a trial."""
-    kind = group.settings["type"]
-    return kind in ("numbers", "statistics", "overlap") or bool(group.settings.get("counts"))
+    settings = group.settings
+    if settings["type"] != "ngrams":
+        return settings["type"] in ("numbers", "statistics", "overlap")
+    has_own_places = settings["positions"] and settings["length"] == 1
+    return bool(settings.get("counts") or has_own_places) and group.module.size <= MAX_COUNTS
 
 
 def _rbf_variants(inner: FittedGroup, data: WideData) -> list[FittedGroup]:

@@ -21,7 +21,7 @@ from miniformer.training.tuning.wide_head.data import WideData
 
 MAX_ALPHABET_SIZE = 300  # vocabulary size of characters and bytes
 MAX_VALUES = 20_000_000  # of the weight: 80 MB
-_MAX_COUNTS = 4096  # n-grams whose numbers are features
+MAX_COUNTS = 4096  # n-grams whose numbers are features
 _UNUSED_KEY = torch.iinfo(torch.int64).max  # of a head with room for more n-grams
 
 
@@ -59,7 +59,7 @@ def fit_ngrams(
     positions = group.get("positions", False)
     keys, counts = count_ngrams(data, length=group["length"], positions=positions)
     is_counts = group.get("counts", False)
-    limit = _MAX_COUNTS if is_counts else MAX_VALUES // (config.output_dim or 1)
+    limit = MAX_COUNTS if is_counts else MAX_VALUES // (config.output_dim or 1)
     size = group.get("size") or min(len(keys), limit)
     if not size:
         return None

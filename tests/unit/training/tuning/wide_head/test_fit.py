@@ -155,3 +155,22 @@ def test_head_is_refused_without_validation(weather):
     assert fit({}, config, alone)[0] is None
     with pytest.raises(UserError, match="wide_head=on needs training data in memory, validation"):
         fit({"wide_head": "on"}, config, alone)
+
+
+@pytest.mark.catches("kernels_of_positions_are_left_out")
+def test_a_kernel_of_tokens_at_positions_is_chosen_for_pairs_of_positions():
+    """The label says whether two tokens that no n-gram covers are equal."""
+    choose = random.Random(0)
+    records = []
+    for _ in range(600):
+        tokens = choose.choices(WORDS[:3], k=7)
+        records.append({"input": " ".join(tokens), "label": str(tokens[0] == tokens[5])})
+    data = a_data(Classification(), records)
+    console = Console(file=io.StringIO(), width=300)
+    fitted = fit_wide_head(TrainConfig(train_path="x"), a_config(data, 2), data, console)
+    kernel = fitted.groups[0]
+    assert kernel["type"] == "rbf"
+    assert kernel["of"] == {"type": "ngrams", "length": 1, "positions": True,
+                            "size": kernel["of"]["size"]}  # fmt: skip
+    accuracy = console.file.getvalue().split("accuracy ")[1].split(",")[0]
+    assert float(accuracy) > 0.9
