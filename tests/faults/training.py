@@ -1058,6 +1058,12 @@ def training_data_validates_itself(original):
     return lambda first, second: False
 
 
+@fault("miniformer.training.setup.run_folder:_no_space_message")
+def a_run_that_was_not_written_is_to_be_resumed(original):
+    """A full disk leads to the advice to resume, also where no run is."""
+    return lambda error, is_kept: original(error, True)
+
+
 @fault("miniformer.training.setup.run_folder:_check_writable")
 def work_dir_is_tested_after_the_preparation(original):
     """A work_dir is tested when the folder of the run is created."""

@@ -48,7 +48,8 @@ def folder_errors(config: TrainConfig) -> Iterator[list[Path]]:
         _remove_unused(created)
         if not isinstance(error, OSError) or error.errno not in _NO_SPACE_ERRNOS:
             raise
-        raise UserError(_no_space_message(error)) from None
+        is_kept = config.resume is not None or any(folder.exists() for folder in created)
+        raise UserError(_no_space_message(error, is_kept)) from None
 
 
 def _check_writable(work_dir: Path) -> None:
@@ -67,8 +68,10 @@ def _check_writable(work_dir: Path) -> None:
         ) from None
 
 
-def _no_space_message(error: OSError) -> str:
+def _no_space_message(error: OSError, is_kept: bool) -> str:
     path = f"{error.filename}: " if error.filename else ""
+    if not is_kept:
+        return f"{path}{error.strerror}; no run was written: free disk space, or set work_dir"
     return (
         f"{path}{error.strerror}; earlier files are complete: free disk space, then continue with "
         "--resume RUN"

@@ -1,5 +1,6 @@
 """Folders of runs."""
 
+import errno
 import os
 import platform
 import subprocess
@@ -9,8 +10,14 @@ import threading
 import pytest
 
 from miniformer.config import UserError
+from miniformer.train_config import TrainConfig
 from miniformer.training.setup import run_folder
-from miniformer.training.setup.run_folder import LOCK_FILE, RunLock, create_run_folder
+from miniformer.training.setup.run_folder import (
+    LOCK_FILE,
+    RunLock,
+    create_run_folder,
+    folder_errors,
+)
 
 # A process with a lock of its own, without this package, until its input ends.
 HOLDER = (
@@ -120,3 +127,21 @@ def test_lock_of_a_process_that_runs_is_respected(tmp_path):
     with pytest.raises(UserError, match="is training in this folder"), RunLock(str(tmp_path)):
         pass
     process.communicate()
+
+
+@pytest.mark.parametrize(("is_used", "advice"), [(True, "continue with"), (False, "set work_dir")])
+@pytest.mark.catches("a_run_that_was_not_written_is_to_be_resumed")
+def test_full_disk_advises_to_resume_only_what_is_there(tmp_path, is_used, advice):
+    config = TrainConfig(train_path="a.jsonl", work_dir=str(tmp_path))
+
+    def fill_disk():
+        with folder_errors(config) as created:
+            folder = create_run_folder(tmp_path, "run", created)
+            if is_used:
+                (folder / "metrics.jsonl").write_text("{}\n")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=f"No space left on device; .*{advice}") as caught:
+        fill_disk()
+    assert (tmp_path / "run").exists() is is_used
+    assert ("resume" in str(caught.value)) is is_used
