@@ -49,7 +49,7 @@ class FeatureMatrix:
 
 def _product(matrix: Tensor, dense: Tensor) -> Tensor:
     """Product of a block and a dense matrix; a large one in parts, for which Ctrl-C waits."""
-    count = matrix.values().numel() * dense.shape[1] if matrix.is_sparse_csr else 0
+    count = matrix._nnz() * dense.shape[1] if matrix.is_sparse_csr else 0
     parts = [part.contiguous() for part in dense.chunk(1 + count // _MAX_PRODUCTS, 1)]
     return matrix @ dense if len(parts) == 1 else torch.cat([matrix @ part for part in parts], 1)
 

@@ -22,6 +22,16 @@ def test_selected_rows_are_those_of_the_dense_matrix():
     torch.testing.assert_close(features.transposed_product(outputs), expected.T @ outputs)
 
 
+def test_blocks_that_inference_made_have_products():
+    """Features of the training data are computed in inference mode."""
+    dense = torch.eye(3)
+    with torch.inference_mode():
+        sparse = dense.to_sparse_coo()
+    features = FeatureMatrix([sparse])
+    assert torch.equal(features @ dense, dense)
+    assert torch.equal(features.transposed_product(dense), dense)
+
+
 @pytest.mark.catches("a_large_product_is_one_operation")
 def test_a_large_product_is_computed_in_parts(monkeypatch):
     """An operation of torch does not answer Ctrl-C."""
