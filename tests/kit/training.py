@@ -1,5 +1,8 @@
 """Batches and a trainer for tests of training steps."""
 
+import math
+import types
+
 import lightning as L
 import torch
 
@@ -23,3 +26,9 @@ def cpu_trainer(**options):
         accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
+
+
+def bare_trainer(**fields):
+    """Stands for a trainer in calls of a callback: these fields, and epochs without a limit."""
+    loop = types.SimpleNamespace(max_batches=math.inf, _combined_loader=None)
+    return types.SimpleNamespace(fit_loop=loop, **fields)

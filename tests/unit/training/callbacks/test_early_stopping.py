@@ -11,6 +11,7 @@ from miniformer.training.callbacks.early_stopping import EarlyStopping
 from miniformer.training.callbacks.validation import BestModelCheckpoint, ValidationSchedule
 from miniformer.training.lit_module import MiniFormerLitModule
 from tests.kit import tiny_model
+from tests.kit.training import bare_trainer
 
 
 def stop_of(losses, accuracies=None, **options):
@@ -125,7 +126,7 @@ def test_cooldown_anneals_the_learning_rate_to_zero():
 def test_cooldown_has_validations_of_its_own():
     budget = Budget(max_steps=1000)
     schedule = ValidationSchedule(budget, num_validations=10)
-    fake, module = types.SimpleNamespace(global_step=0), types.SimpleNamespace(between_steps=True)
+    fake, module = bare_trainer(global_step=0), types.SimpleNamespace(between_steps=True)
     validated = []
     for fake.global_step in range(1, 261):
         schedule.on_train_batch_end(fake, module)

@@ -20,7 +20,7 @@ from miniformer.training.callbacks.validation import (
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.setup.prepare import prepare
 from tests.kit import tiny_model
-from tests.kit.training import cpu_trainer, labeled_batches
+from tests.kit.training import bare_trainer, cpu_trainer, labeled_batches
 
 pytestmark = [  # hints of Lightning about the small loaders of these tests
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -61,7 +61,7 @@ def test_validation_interval_follows_the_first_limit():
             return steps / 20  # the time limit is reached at step 20, before max_steps
 
     schedule = ValidationSchedule(At(max_steps=1000, max_seconds=5), num_validations=5)
-    fake, module = types.SimpleNamespace(global_step=0), types.SimpleNamespace(between_steps=True)
+    fake, module = bare_trainer(global_step=0), types.SimpleNamespace(between_steps=True)
     validated = []
     for fake.global_step in range(1, 21):
         schedule.on_train_batch_end(fake, module)
@@ -114,7 +114,7 @@ def test_validation_takes_a_seventh_of_a_limited_time():
 
     budget = Clock(max_seconds=1000)
     schedule = ValidationSchedule(budget, num_validations=100, every_epoch=True)
-    fake, module = types.SimpleNamespace(global_step=0), types.SimpleNamespace(between_steps=True)
+    fake, module = bare_trainer(global_step=0), types.SimpleNamespace(between_steps=True)
     done = 0
     while budget.now < 1000:
         budget.now, budget.epochs = budget.now + 1, budget.now / 50
@@ -162,7 +162,7 @@ def test_validation_never_interrupts_gradient_accumulation():
     """A time limit may be due there; the validation would clear the gradients of the step."""
     clock = types.SimpleNamespace(progress=lambda step: clock.now, now=0.0, **NO_LIMITS)
     schedule = ValidationSchedule(clock)
-    fake, module = types.SimpleNamespace(global_step=1), types.SimpleNamespace(between_steps=True)
+    fake, module = bare_trainer(global_step=1), types.SimpleNamespace(between_steps=True)
     schedule.on_train_batch_end(fake, module)
     clock.now, module.between_steps = 0.5, False
     schedule.on_train_batch_end(fake, module)
