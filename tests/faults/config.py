@@ -299,4 +299,4 @@ def unknown_key_of_pretrain_is_found_late(original):
 @fault("miniformer.config.model_checks:wide_feature_problems")
 def wide_head_settings_are_not_checked(original):
     """Any list of objects is a wide head."""
-    return lambda groups, *, reads_vectors: []
+    return lambda groups, *, reads_vectors, has_token_types: []

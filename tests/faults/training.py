@@ -1337,10 +1337,8 @@ def first_of_equal_metrics_is_the_best(original):
 def early_stopping_hides_the_verdict(original):
     """The annealed end of a run that stopped early counts as its trend."""
 
-    def find_verdicts(rows, *, metric="loss", maximize=False, stop_step=None, max_epochs=None,
-                      interrupted=False):  # fmt: skip
-        return original(rows, metric=metric, maximize=maximize, max_epochs=max_epochs,
-                        interrupted=interrupted)  # fmt: skip
+    def find_verdicts(rows, *, stop_step=None, **options):
+        return original(rows, **options)
 
     return find_verdicts
 
