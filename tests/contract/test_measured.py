@@ -33,7 +33,7 @@ BACKED = {
         ["export", "export_quality"], {"1,000,000", "13.8M", "0.29", "100", "900", "128", "32"},
     ),
     ("docs/compression.md", "Encoders"): (["encoders"], {"8", "16 x", "32"}),
-    ("docs/compression.md", "Fewer parts"): (["fewer_parts"], {"2019,", "2024"}),
+    ("docs/compression.md", "Fewer parts"): (["fewer_parts"], {"2019,", "2019", "2024"}),
     ("docs/compression.md", "Early exit"): (["exits"], {"299", "1,000", "4", "2024", "0038"}),
     ("docs/generation.md", "Speed"): (["weights"], {"512", "2.11"}),
     ("docs/generation.md", "Speculative decoding"): (["layer_drafts"], {"2", "2024"}),
