@@ -1526,7 +1526,15 @@ def kernel_is_not_whitened(original):
     return lambda features: torch.eye(features.size)
 
 
-@fault("miniformer.training.tuning.wide_head.fit:FittedGroup.own_weight")
+@fault("miniformer.training.tuning.wide_head.data:select_rows")
+def rows_of_a_kernel_are_the_first_ones(original):
+    """Other rows of the inner features than those that are asked for."""
+    import torch
+
+    return lambda block, rows: original(block, torch.arange(len(rows)))
+
+
+@fault("miniformer.training.tuning.wide_head.rbf:KernelGroup.own_weight")
 def weights_of_whitened_features_are_kept(original):
     """The model has the weights of the whitened features."""
     return lambda self, weight: weight

@@ -40,7 +40,11 @@ class RbfFeatures(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Values of the kernel, float32 [B, K], from 0 to 1."""
-        x, z = self._dense(self.inner(inputs)), self.landmarks.float()
+        return self.values(self._dense(self.inner(inputs)))
+
+    def values(self, x: Tensor) -> Tensor:
+        """Values of the kernel for inner features x, float32 [B, M]: [B, K]."""
+        z = self.landmarks.float()
         squares = x.square().sum(1, keepdim=True) + z.square().sum(0)
         return torch.exp(-self.scale.float() * (squares - 2 * x @ z).clamp_min(0))
 

@@ -14,6 +14,7 @@ from miniformer.config.resolved import ResolvedSetting
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head.sparse import Inputs
+from miniformer.training.tuning.wide_head.matrix import select_rows
 
 
 class FixedOutputs:
@@ -41,6 +42,32 @@ class FixedOutputs:
     def logits(self, features: Tensor) -> Tensor:
         """The outputs of `features`."""
         return features
+
+
+class FittedGroup:
+    """A group of features, fitted to the training data.
+
+    Args:
+        settings: item of the config's `wide_head`.
+        module: the features.
+        block: those of the training examples, sparse or dense [n, K].
+    """
+
+    def __init__(self, settings: dict[str, Any], module: Any, block: Tensor) -> None:
+        self.settings, self.module, self._block = settings, module, block
+
+    @property
+    def block(self) -> Tensor:
+        """Features of the training examples that a linear model is fitted to, [n, K]."""
+        return self._block
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Rows of `block`."""
+        return select_rows(self.block, rows)
+
+    def own_weight(self, weight: Tensor) -> Tensor:
+        """Weights of the module's features, from those of the block: [K, C]."""
+        return weight
 
 
 @dataclasses.dataclass

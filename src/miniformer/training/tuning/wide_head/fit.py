@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError
 from miniformer.config.resolved import ResolvedSetting
@@ -23,7 +22,7 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head.head import WideHead
 from miniformer.training.tuning.wide_head.characters import fit_characters, propose_characters
-from miniformer.training.tuning.wide_head.data import FittedHead, WideData
+from miniformer.training.tuning.wide_head.data import FittedGroup, FittedHead, WideData
 from miniformer.training.tuning.wide_head.linear import (
     DEFAULT_STRENGTH,
     LinearProblem,
@@ -38,12 +37,7 @@ from miniformer.training.tuning.wide_head.ngrams import (
     propose_ngrams,
 )
 from miniformer.training.tuning.wide_head.overlap import fit_overlap, propose_overlap
-from miniformer.training.tuning.wide_head.rbf import (
-    GAMMAS,
-    NUM_LANDMARKS,
-    fit_rbf,
-    whitening,
-)
+from miniformer.training.tuning.wide_head.rbf import GAMMAS, NUM_LANDMARKS, KernelGroup
 from miniformer.training.tuning.wide_head.series import fit_dense, propose_series
 
 _MAX_TOKENS = 5_000_000  # with more, a Transformer learns them by itself
@@ -62,27 +56,6 @@ _FITS: dict[str, Callable[[Group, TransformerConfig, WideData], Any]] = {
     "kernels": fit_dense,
     "overlap": fit_overlap,
 }
-
-
-@dataclasses.dataclass
-class FittedGroup:
-    """A group of features, fitted to the training data.
-
-    Args:
-        settings: item of the config's `wide_head`.
-        module: the features.
-        block: those of the training examples, [n, K].
-        whitening: a matrix [K, K] that has multiplied `block`; None: none.
-    """
-
-    settings: Group
-    module: Any
-    block: Tensor
-    whitening: Tensor | None = None
-
-    def own_weight(self, weight: Tensor) -> Tensor:
-        """Weights of the module's features, from those of the block: [K, C]."""
-        return weight if self.whitening is None else self.whitening @ weight
 
 
 def fit_wide_head(
@@ -117,8 +90,13 @@ def fit_wide_head(
     if not groups:
         return None
     if model_config.wide_head is None:
-        kernels = [group for group in groups if _has_kernel_model(group)]
-        groups += [variant for group in kernels for variant in _rbf_variants(group, wide_data)]
+        size = min(NUM_LANDMARKS, len(wide_data.lengths))
+        groups += [
+            KernelGroup({"type": "rbf", "size": size, "gamma": gamma}, group)
+            for group in groups
+            if _has_kernel_model(group)
+            for gamma in GAMMAS
+        ]
     if model_config.wide_head is None:
         groups, selection = select_groups(groups, model_config, wide_data.task, labels)
     else:
@@ -169,35 +147,12 @@ def _has_kernel_model(group: FittedGroup) -> bool:
     return bool(settings.get("counts") or has_own_places) and group.module.size <= MAX_COUNTS
 
 
-def _rbf_variants(inner: FittedGroup, data: WideData) -> list[FittedGroup]:
-    """RBF kernels of a fitted group, of all widths."""
-    settings = {"type": "rbf", "size": min(NUM_LANDMARKS, len(data.lengths)), "of": inner.settings}
-    modules = [fit_rbf({**settings, "gamma": gamma}, inner.module, inner.block) for gamma in GAMMAS]
-    values = _compute(modules[0], data)
-    return [
-        _rbf_group({**settings, "gamma": gamma}, module, values ** (gamma / GAMMAS[0]))
-        for gamma, module in zip(GAMMAS, modules, strict=True)
-    ]
-
-
-def _rbf_group(settings: Group, module: Any, values: Tensor) -> FittedGroup:
-    """A fitted RBF kernel from its values at the training examples, [n, K]."""
-    matrix = whitening(module)
-    return FittedGroup(settings, module, values @ matrix, matrix)
-
-
-def _compute(module: Any, data: WideData) -> Tensor:
-    """Features of the training examples, [n, K]."""
-    with torch.inference_mode():
-        return compute_block(module, data.inputs())
-
-
 def _columns(groups: list[FittedGroup]) -> dict[str, range]:
     """Columns of each type of features, counted from 0."""
     sizes: dict[str, int] = {}
     for group in groups:
         name = group.settings["type"]
-        sizes[name] = sizes.get(name, 0) + group.block.shape[1]
+        sizes[name] = sizes.get(name, 0) + group.module.size
     return {name: range(size) for name, size in sizes.items()}
 
 
@@ -223,14 +178,13 @@ def _is_possible(
 def _fit_group(settings: Group, config: TransformerConfig, data: WideData) -> FittedGroup | None:
     if settings["type"] == "rbf":
         inner = _fit_group(settings["of"], config, data)
-        if inner is None:
-            return None
-        module = fit_rbf(settings, inner.module, inner.block)
-        return _rbf_group(settings, module, _compute(module, data))
+        return None if inner is None else KernelGroup(settings, inner)
     module = _FITS[settings["type"]](settings, config, data)
     if module is None:
         return None
-    return FittedGroup({**settings, "size": module.size}, module, _compute(module, data))
+    with torch.inference_mode():
+        block = compute_block(module, data.inputs())
+    return FittedGroup({**settings, "size": module.size}, module, block)
 
 
 def select_groups(
@@ -253,7 +207,7 @@ def select_groups(
     # A sample suffices to compare groups.
     rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:_MAX_SAMPLE]
     labels_of_sample = {name: value[rows] for name, value in labels.items()}
-    blocks = {id(group): FeatureMatrix([group.block]).select(rows).blocks[0] for group in groups}
+    blocks = {id(group): group.rows(rows) for group in groups}
 
     def held_out(selected: list[FittedGroup]) -> float:
         matrix = FeatureMatrix([blocks[id(group)] for group in selected])

@@ -39,12 +39,12 @@ class FeatureMatrix:
 
     def select(self, rows: Tensor) -> Self:
         """The examples at `rows`."""
-        return type(self)(
-            [
-                block.index_select(0, rows).coalesce() if block.is_sparse else block[rows]
-                for block in self.blocks
-            ]
-        )
+        return type(self)([select_rows(block, rows) for block in self.blocks])
+
+
+def select_rows(block: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a matrix, sparse or dense."""
+    return block.index_select(0, rows).coalesce() if block.is_sparse else block[rows]
 
 
 def _product(matrix: Tensor, dense: Tensor) -> Tensor:

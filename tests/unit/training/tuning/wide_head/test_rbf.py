@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics.pairwise import rbf_kernel
 
 from miniformer.model.wide_head.series import NumberFeatures
-from miniformer.training.tuning.wide_head.rbf import fit_rbf, whitening
+from miniformer.training.tuning.wide_head.data import FittedGroup
+from miniformer.training.tuning.wide_head.rbf import KernelGroup, fit_rbf, whitening
 
 
 def fitted(size, gamma=0.5):
@@ -55,3 +56,23 @@ def test_more_landmarks_than_examples_are_zeros():
     module = fit_rbf({"size": 5}, NumberFeatures(2), points)
     assert module.landmarks[:, 3:].abs().sum() == 0
     assert torch.isfinite(whitening(module)).all()
+
+
+@pytest.mark.catches("rows_of_a_kernel_are_the_first_ones")
+@pytest.mark.parametrize("sparse", [False, True])
+def test_rows_of_a_kernel_are_those_of_its_block_and_of_the_model(sparse):
+    """The block is computed in parts, and some rows without the others."""
+    points = torch.randn(2500, 4, generator=torch.Generator().manual_seed(0)).relu()
+    settings = {"type": "numbers", "size": 4}
+    inner = FittedGroup(settings, NumberFeatures(4), points.to_sparse() if sparse else points)
+    group = KernelGroup({"type": "rbf", "size": 30, "gamma": 0.5}, inner)
+    assert group.settings == {"type": "rbf", "size": 30, "gamma": 0.5, "of": settings}
+    rows = torch.tensor([2499, 3, 1200])
+    values = group.module({"inputs": points[rows].view(3, 2, 2), "attention_mask": None})
+    expected = values @ whitening(group.module)
+    torch.testing.assert_close(group.rows(rows), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(group.block[rows], expected, atol=1e-4, rtol=1e-4)
+    weight = torch.randn(30, 2)
+    torch.testing.assert_close(
+        values @ group.own_weight(weight), expected @ weight, atol=1e-3, rtol=1e-3
+    )
