@@ -41,7 +41,7 @@ from miniformer.training.tuning.wide_head.rbf import GAMMAS, NUM_LANDMARKS, Kern
 from miniformer.training.tuning.wide_head.series import fit_dense, propose_series
 
 _MAX_TOKENS = 5_000_000  # with more, a Transformer learns them by itself
-_MAX_SAMPLE = 1000  # examples for the choice of groups
+_MAX_SAMPLE = 4000  # examples for the choice of groups; with few, n-grams look worse than they are
 _MAX_GROUPS = 3
 _MIN_GAIN = 0.02  # share of the held-out loss by which another group must lower it
 
