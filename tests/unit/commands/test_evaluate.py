@@ -105,7 +105,7 @@ def test_evaluate_errors_name_value_and_fix(run, capsys, flags, message):
 @pytest.mark.catches("data_is_overwritten_by_results")
 @pytest.mark.parametrize("flags", [["--out", "t.html"], ["--predictions", "./t.jsonl"]])
 def test_evaluate_does_not_write_over_its_data(run, tmp_path, capsys, monkeypatch, flags):
-    """Predictions are beside the report, where the data may be."""
+    """The default path of the predictions has the name of the report; it may be that of data."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "t.jsonl"
     path.write_text('{"word": "ab", "kind": "x"}\n{"word": "ab", "kind": "y"}\n')
